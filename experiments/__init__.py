@@ -1,0 +1,1 @@
+"""Studies built on sslx; each module is one runnable experiment."""

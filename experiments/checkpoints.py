@@ -1,0 +1,129 @@
+"""Orbax checkpoints that are complete or absent, and checked when they are read."""
+
+import functools
+import logging
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jaxtyping import Array, Bool, PyTree, UInt32
+
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or read; the text says what is still good."""
+
+
+@jax.jit
+def _digest(tree: PyTree[Array]) -> UInt32[Array, ""]:
+    """Sum of every leaf's 32-bit words, weighted by the leaf's place, mod 2^32."""
+    total = jnp.zeros((), jnp.uint32)
+    for place, leaf in enumerate(jax.tree.leaves(tree)):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            word = jnp.dtype(f"uint{leaf.dtype.itemsize * 8}")
+            leaf = jax.lax.bitcast_convert_type(leaf, word)
+        total += jnp.sum(leaf.astype(jnp.uint32)) * jnp.uint32(2 * place + 1)
+    return total
+
+
+@jax.jit
+def all_finite(tree: PyTree[Array]) -> Bool[Array, ""]:
+    """Whether no leaf holds a NaN or an infinity."""
+    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
+    return functools.reduce(jnp.logical_and, finite, jnp.asarray(True))
+
+
+class Checkpoints:
+    """The last two checkpoints of one training stage, written in the background."""
+
+    def __init__(self, folder: str | os.PathLike) -> None:
+        self.folder = pathlib.Path(folder).absolute()
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=2, cleanup_tmp_directories=True
+            ),
+        )
+
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: PyTree[Array]) -> None:
+        """Start writing `state` as checkpoint `step`.
+
+        Raises:
+            CheckpointError: this or the previous write failed (a full disk, say).
+        """
+        if step == self.latest():
+            return
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            check=ocp.args.JsonSave({"digest": int(_digest(state))}),
+        )
+        try:
+            self._manager.save(step, args=args)
+            self._manager.check_for_errors()
+        except (OSError, ValueError) as error:
+            raise self._write_error(error) from error
+
+    def wait(self) -> None:
+        """Return when everything is on disk.
+
+        Raises:
+            CheckpointError: a write failed.
+        """
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except (OSError, ValueError) as error:
+            raise self._write_error(error) from error
+
+    def restore(self, like: PyTree[Array]) -> PyTree[Array]:
+        """The newest checkpoint, with the shapes, types and shardings of `like`.
+
+        Raises:
+            CheckpointError: it is damaged, or of other shapes.
+        """
+        step = self.latest()
+        place = self.folder / str(step)
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(shapes), check=ocp.args.JsonRestore()
+        )
+        try:
+            restored: Any = self._manager.restore(step, args=args)
+            digest = int(_digest(restored["state"]))
+            expected = restored["check"]["digest"]
+        except Exception as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise CheckpointError(self._damaged(place, reason[0])) from error
+        if digest != expected:
+            reason = f"digest {digest}, expected {expected}"
+            raise CheckpointError(self._damaged(place, reason))
+        return restored["state"]
+
+    def close(self) -> None:
+        """Finish the background work."""
+        self._manager.close()
+
+    def _damaged(self, place: pathlib.Path, reason: str) -> str:
+        older = [s for s in self._manager.all_steps() if str(s) != place.name]
+        rest = f"step {max(older)}" if older else "the start of this stage"
+        return (
+            f"checkpoint {place} is damaged or of another run ({reason}); "
+            f"delete that folder to continue from {rest}"
+        )
+
+    def _write_error(self, error: Exception) -> CheckpointError:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        last = self.latest()
+        good = f"the one of step {last} is complete" if last is not None else "none yet"
+        return CheckpointError(
+            f"cannot write a checkpoint to {self.folder} ({reason}): free some space "
+            f"and run the same command again; last good checkpoint: {good}"
+        )
