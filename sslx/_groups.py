@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PyTree, PyTreeDef
 
 from sslx._classes import GroupClass as GroupClass
 from sslx._classes import Groups as Groups
@@ -254,7 +254,7 @@ def select_class(
     return chosen
 
 
-def to_slices(member: Member, values: Array, fill: ArrayLike) -> Array:
+def to_slices(member: Member, values: Array, fill: int | bool) -> Array:
     """Values per group -> values that broadcast against the member's view."""
     if member.ids is not None:
         ids = np.asarray(member.ids, np.int32)
@@ -287,7 +287,7 @@ def present(groups: Groups, leaves: Mapping) -> list[GroupClass]:
     return found
 
 
-def flatten(tree: PyTree) -> tuple[dict, jax.tree_util.PyTreeDef]:
+def flatten(tree: PyTree) -> tuple[dict, PyTreeDef]:
     """Leaves by path, `optax.MaskedNode` counted as a leaf.
 
     Raises:
@@ -303,7 +303,7 @@ def flatten(tree: PyTree) -> tuple[dict, jax.tree_util.PyTreeDef]:
     return leaves, treedef
 
 
-def unflatten(treedef: jax.tree_util.PyTreeDef, leaves: Mapping) -> PyTree:
+def unflatten(treedef: PyTreeDef, leaves: Mapping) -> PyTree:
     """The inverse of `flatten`."""
     return jax.tree_util.tree_unflatten(treedef, list(leaves.values()))
 
@@ -337,7 +337,7 @@ def _structures(rule: Structure | Structures | None) -> tuple[Structure, ...]:
 
 
 def _leaf_class(
-    path: str, leaf: object, structure: Structure, layout: Layout
+    path: str, leaf: Any, structure: Structure, layout: Layout
 ) -> GroupClass:
     shape = tuple(np.shape(leaf))
     try:

@@ -9,9 +9,9 @@ its norm, its proximal operator only scales the group:
 import abc
 import dataclasses
 import math
+from typing import TypeAlias
 
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 __all__ = [
@@ -25,7 +25,8 @@ __all__ = [
     "SparseGroupLasso",
 ]
 
-Norms = Float[Array, "..."]
+Norms: TypeAlias = Float[Array, "..."]
+Scalar: TypeAlias = Array | float | int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Penalty(abc.ABC):
             of different sizes equally likely to survive on pure noise.
     """
 
-    strength: ArrayLike
+    strength: Scalar
     scale_by_size: bool = dataclasses.field(default=False, kw_only=True)
 
     convex = True
@@ -54,7 +55,7 @@ class Penalty(abc.ABC):
         """The penalty of groups with the given norms, weight 1."""
 
     @abc.abstractmethod
-    def factor(self, norm: Norms, step: ArrayLike) -> Norms:
+    def factor(self, norm: Norms, step: Scalar) -> Norms:
         """What the proximal operator multiplies a group with the given norm by.
 
         `factor(n, t) * n = argmin_{z >= 0} (z - n)^2 / 2 + t * value(z)`
@@ -68,7 +69,7 @@ class Penalty(abc.ABC):
         """
 
     @property
-    def entry_strength(self) -> ArrayLike | None:
+    def entry_strength(self) -> Scalar | None:
         """Strength of an l1 penalty on the single entries, None for none."""
         return None
 
@@ -88,7 +89,7 @@ class GroupLasso(Penalty):
         """`strength * n`."""
         return self.strength * norm
 
-    def factor(self, norm: Norms, step: ArrayLike) -> Norms:
+    def factor(self, norm: Norms, step: Scalar) -> Norms:
         """`max(0, 1 - t * strength / n)`."""
         return _shrink(norm, step * self.strength)
 
@@ -108,7 +109,7 @@ class SparseGroupLasso(Penalty):
     Source: Simon et al. 2013; Yu 2013 for the composition.
     """
 
-    ratio: ArrayLike = 0.5
+    ratio: Scalar = 0.5
     nests = True
 
     def __post_init__(self):
@@ -119,12 +120,12 @@ class SparseGroupLasso(Penalty):
         """`strength * (1 - ratio) * n`, without the l1 term."""
         return self.strength * (1 - self.ratio) * norm
 
-    def factor(self, norm: Norms, step: ArrayLike) -> Norms:
+    def factor(self, norm: Norms, step: Scalar) -> Norms:
         """`max(0, 1 - t * strength * (1 - ratio) / n)`, after soft thresholding."""
         return _shrink(norm, step * self.strength * (1 - self.ratio))
 
     @property
-    def entry_strength(self) -> ArrayLike:
+    def entry_strength(self) -> Scalar:
         """`strength * ratio`."""
         return self.strength * self.ratio
 
@@ -141,7 +142,7 @@ class GroupElastic(Penalty):
     Source: Zou and Hastie 2005, with the group norm in the place of the entry.
     """
 
-    ratio: ArrayLike = 0.5
+    ratio: Scalar = 0.5
 
     def __post_init__(self):
         super().__post_init__()
@@ -152,7 +153,7 @@ class GroupElastic(Penalty):
         square = jnp.square(norm) / 2
         return self.strength * (self.ratio * norm + (1 - self.ratio) * square)
 
-    def factor(self, norm: Norms, step: ArrayLike) -> Norms:
+    def factor(self, norm: Norms, step: Scalar) -> Norms:
         """`max(0, 1 - t*strength*ratio / n) / (1 + t*strength*(1 - ratio))`."""
         t = step * self.strength
         return _shrink(norm, t * self.ratio) / (1 + t * (1 - self.ratio))
@@ -173,7 +174,7 @@ class GroupL0(Penalty):
         """`strength * [n > 0]`."""
         return self.strength * (norm > 0).astype(norm.dtype)
 
-    def factor(self, norm: Norms, step: ArrayLike) -> Norms:
+    def factor(self, norm: Norms, step: Scalar) -> Norms:
         """`[n > sqrt(2 * t * strength)]`."""
         cut = jnp.sqrt(2 * jnp.asarray(step * self.strength, norm.dtype))
         return (norm > cut).astype(norm.dtype)
@@ -195,7 +196,7 @@ class GroupHalf(Penalty):
         """`strength * sqrt(n)`, with derivative 0 at 0."""
         return self.strength * jnp.where(norm > 0, jnp.sqrt(_safe(norm)), 0)
 
-    def factor(self, norm: Norms, step: ArrayLike) -> Norms:
+    def factor(self, norm: Norms, step: Scalar) -> Norms:
         """Half thresholding; see the class."""
         s = jnp.asarray(step * self.strength, norm.dtype)
         kept = norm > 1.5 * jnp.cbrt(s) ** 2
@@ -234,7 +235,7 @@ class GroupMCP(Penalty):
         n = jnp.minimum(norm, self.gamma * self.strength)
         return self.strength * n - jnp.square(n) / (2 * self.gamma)
 
-    def factor(self, norm: Norms, step: ArrayLike) -> Norms:
+    def factor(self, norm: Norms, step: Scalar) -> Norms:
         """Firm thresholding, hard thresholding for long steps; see the class."""
         t, gamma = jnp.asarray(step, norm.dtype), self.gamma
         flat = norm >= gamma * self.strength
@@ -277,7 +278,7 @@ class GroupSCAD(Penalty):
         bend = (2 * a * l * n - jnp.square(n) - l * l) / (2 * (a - 1))
         return jnp.where(n <= l, l * n, bend)
 
-    def factor(self, norm: Norms, step: ArrayLike) -> Norms:
+    def factor(self, norm: Norms, step: Scalar) -> Norms:
         """Soft thresholding for small norms, 1 for large ones; see the class."""
         l, a = self.strength, self.a
         t = jnp.asarray(step, norm.dtype)
@@ -294,14 +295,14 @@ def _safe(norm: Norms) -> Norms:
     return jnp.where(norm > 0, norm, 1)
 
 
-def _shrink(norm: Norms, cut: ArrayLike) -> Norms:
+def _shrink(norm: Norms, cut: Scalar) -> Norms:
     """`max(0, 1 - cut / n)`, for n = 0: 0 if the cut is positive, else 1."""
     cut = jnp.asarray(cut, norm.dtype)
     ratio = jnp.where(norm > cut, cut / _safe(norm), jnp.where(cut > 0, 1, 0))
     return 1 - ratio
 
 
-def _check(penalty: Penalty, **ranges: tuple[ArrayLike, float, float]) -> None:
+def _check(penalty: Penalty, **ranges: tuple[Scalar, float, float]) -> None:
     """Raise for plain numbers outside their range; traced values pass."""
     for name, (value, low, high) in ranges.items():
         if isinstance(value, int | float) and not low <= value <= high:

@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from sslx._classes import GroupClass, Groups, Member
@@ -20,7 +19,7 @@ from sslx._groups import (
     to_slices,
     unflatten,
 )
-from sslx._penalties import Penalty
+from sslx._penalties import Penalty, Scalar
 
 __all__ = ["Overlap", "penalty_value", "prox"]
 
@@ -55,7 +54,7 @@ def prox(
     penalty: Penalty,
     groups: Groups,
     params: PyTree,
-    step: ArrayLike,
+    step: Scalar,
     *,
     overlap: Overlap = "sequential",
 ) -> PyTree:
@@ -115,7 +114,7 @@ def prox_leaves(
     penalty: Penalty,
     classes: Classes,
     leaves: Leaves,
-    step: ArrayLike,
+    step: Scalar,
     overlap: Overlap,
 ) -> dict[str, Array]:
     """The leaves that `prox` changes."""
@@ -143,7 +142,7 @@ def prox_leaves(
 
 
 def _sequential(
-    penalty: Penalty, classes: Classes, leaves: Leaves, step: ArrayLike
+    penalty: Penalty, classes: Classes, leaves: Leaves, step: Scalar
 ) -> dict[str, Array]:
     new = {path: leaves[path] for path in _members(classes)}
     for c in classes:
@@ -155,7 +154,7 @@ def _sequential(
 class _Sweeps(NamedTuple):
     """State of Dykstra's algorithm; `x + sum(duals)` is constant."""
 
-    count: Array
+    done: Array
     x: dict[str, Array]
     duals: list[dict[str, Array]]
     alive: list[Array]
@@ -166,7 +165,7 @@ _MAX_SWEEPS = 500
 
 
 def _dykstra(
-    penalty: Penalty, classes: Classes, leaves: Leaves, step: ArrayLike
+    penalty: Penalty, classes: Classes, leaves: Leaves, step: Scalar
 ) -> dict[str, Array]:
     """The exact operator; see `prox`.
 
@@ -188,15 +187,14 @@ def _dykstra(
             duals.append({path: moved[path] - scaled[path] for path in scaled})
             alive.append(factors > 0)
             x.update(scaled)
-        return _Sweeps(state.count + 1, x, duals, alive, jnp.max(jnp.stack(changes)))
+        return _Sweeps(state.done + 1, x, duals, alive, jnp.max(jnp.stack(changes)))
 
-    zeros = [
-        {m.path: jnp.zeros_like(start[m.path]) for m in c.members} for c in classes
-    ]
+    zeros = {path: jnp.zeros_like(x) for path, x in start.items()}
+    duals = [{m.path: zeros[m.path] for m in c.members} for c in classes]
     marks = [jnp.ones(c.shape, bool) for c in classes]
     first = _Sweeps(jnp.zeros((), jnp.int32), start, duals, marks, largest)
     last = jax.lax.while_loop(
-        lambda s: (s.count < _MAX_SWEEPS) & (s.change > tolerance), sweep, first
+        lambda s: (s.done < _MAX_SWEEPS) & (s.change > tolerance), sweep, first
     )
     new = last.x
     for c, marks in zip(classes, last.alive, strict=True):
@@ -204,14 +202,14 @@ def _dykstra(
     return {p: x.astype(jnp.asarray(leaves[p]).dtype) for p, x in new.items()}
 
 
-def _weight(penalty: Penalty, group_class: GroupClass) -> float | np.ndarray:
+def _weight(penalty: Penalty, group_class: GroupClass) -> float | Array:
     """Weights of the groups of a class; a number where they are all the same."""
     if not penalty.scale_by_size:
         return group_class.weight
     sizes = group_class.sizes
     if sizes.size and sizes.min() == sizes.max():
         return group_class.weight * math.sqrt(sizes.min())
-    return (group_class.weight * np.sqrt(sizes)).astype(np.float32)
+    return jnp.asarray(group_class.weight * np.sqrt(sizes))
 
 
 def _members(classes: Classes) -> dict[str, list[Member]]:
@@ -234,7 +232,7 @@ def _covered(members: list[Member]) -> Array:
     return covered
 
 
-def _soft(leaf: Array, cut: ArrayLike) -> Array:
+def _soft(leaf: Array, cut: Scalar) -> Array:
     """`sign(x) * max(|x| - cut, 0)`."""
     cut = jnp.asarray(cut, jnp.finfo(leaf.dtype).dtype)
     return jnp.where(jnp.abs(leaf) > cut, leaf - cut * jnp.sign(leaf), 0)

@@ -11,8 +11,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PyTree, PyTreeDef
 
 from sslx._classes import Groups
 from sslx._groups import (
@@ -23,7 +22,7 @@ from sslx._groups import (
     select_class,
     unflatten,
 )
-from sslx._penalties import GroupL0, Penalty
+from sslx._penalties import GroupL0, Penalty, Scalar
 from sslx._prox import Overlap, prox_leaves, value_of
 
 __all__ = [
@@ -38,13 +37,13 @@ _NO_PARAMS = (
     "this transformation looks at the parameters: call tx.update(grads, state, params)"
 )
 
-ScalarOrSchedule: TypeAlias = ArrayLike | optax.Schedule
+ScalarOrSchedule: TypeAlias = Scalar | Callable[[Array], Scalar]
 
 
 class ProximalState(NamedTuple):
     """State of `proximal`: number of steps taken."""
 
-    count: Array
+    count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 def proximal(
@@ -104,7 +103,7 @@ def proximal(
         now = penalty if strength is None else _with(penalty, strength, state.count)
         new = prox_leaves(now, classes, moved, step, overlap)
         leaves.update({path: new[path] - old[path] for path in new})
-        count = optax.safe_increment(state.count)
+        count = jnp.asarray(optax.safe_increment(state.count))
         return unflatten(treedef, leaves), ProximalState(count)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -197,6 +196,9 @@ def keep_zeros(
             if not isinstance(u, optax.MaskedNode)
         }
 
+    if groups is None:
+        return _stateless(entries)
+
     def by_group(updates: Leaves, params: Leaves) -> dict[str, Array]:
         new: dict[str, Array] = {}
         for c in present(groups, params):
@@ -204,7 +206,7 @@ def keep_zeros(
             new.update(select_class(c, updates | new, marks))
         return new
 
-    return _stateless(entries if groups is None else by_group)
+    return _stateless(by_group)
 
 
 def _stateless(
@@ -225,9 +227,7 @@ def _stateless(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _both(
-    updates: PyTree, params: PyTree | None
-) -> tuple[Leaves, jax.tree_util.PyTreeDef, Leaves]:
+def _both(updates: PyTree, params: PyTree | None) -> tuple[Leaves, PyTreeDef, Leaves]:
     """Updates by path, their tree, and the parameters by path."""
     if params is None:
         raise ValueError(_NO_PARAMS)
@@ -239,7 +239,7 @@ def _both(
     return leaves, treedef, old
 
 
-def _at(value: ScalarOrSchedule, count: Array) -> ArrayLike:
+def _at(value: ScalarOrSchedule, count: Array) -> Scalar:
     """A schedule's value at a step; a number as it is."""
     return value(count) if callable(value) else value
 
