@@ -58,7 +58,7 @@ class GroupClass:
     name: str
     shape: tuple[int, ...]
     members: tuple[Member, ...]
-    weight: float = 1.0
+    weight: float | int = 1.0
 
     def __post_init__(self):
         for member in self.members:
@@ -80,7 +80,7 @@ class GroupClass:
                 ids = np.asarray(member.ids, np.int64)
                 slices = np.bincount(ids[ids >= 0], minlength=self.count)
                 total = total + member.slice_size * slices.reshape(self.shape)
-        return total
+        return np.asarray(total)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Groups:
         """Number of groups in all classes."""
         return sum(c.count for c in self.classes)
 
-    def weighted(self, multipliers: Mapping[str, float]) -> "Groups":
+    def weighted(self, multipliers: Mapping[str, float | int]) -> "Groups":
         """The same groups with weights multiplied, as in the layer-wise strengths.
 
         Args:

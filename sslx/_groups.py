@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, PyTree, PyTreeDef
+from jaxtyping import Array, PyTree
 
 from sslx._classes import GroupClass as GroupClass
 from sslx._classes import Groups as Groups
@@ -53,6 +53,7 @@ __all__ = [
 ]
 
 Leaves: TypeAlias = dict[str, Any]
+TreeDef: TypeAlias = Any
 
 
 def groups(
@@ -287,7 +288,7 @@ def present(groups: Groups, leaves: Mapping) -> list[GroupClass]:
     return found
 
 
-def flatten(tree: PyTree) -> tuple[dict, PyTreeDef]:
+def flatten(tree: PyTree) -> tuple[dict, TreeDef]:
     """Leaves by path, `optax.MaskedNode` counted as a leaf.
 
     Raises:
@@ -303,7 +304,7 @@ def flatten(tree: PyTree) -> tuple[dict, PyTreeDef]:
     return leaves, treedef
 
 
-def unflatten(treedef: PyTreeDef, leaves: Mapping) -> PyTree:
+def unflatten(treedef: TreeDef, leaves: Mapping) -> PyTree:
     """The inverse of `flatten`."""
     return jax.tree_util.tree_unflatten(treedef, list(leaves.values()))
 

@@ -69,9 +69,10 @@ def prox(
 
     - `"sequential"`: one class after the other, in the order of the rules (inner ones
       first). Cheap, exact zeros, shrinks a little more or less than the true operator.
-    - `"dykstra"`: the exact operator by Dykstra's alternating algorithm, iterated to
-      rounding; convex penalties only. Costs some tens of sequential ones. Groups that
-      the solution removes are exactly zero.
+    - `"dykstra"`: the exact operator by Dykstra's alternating algorithm, for convex
+      penalties: sweeps over the classes until one changes nothing but rounding, at most
+      1,000. The short steps of training take two to five sweeps, steps as long as the
+      norms hundreds. Groups that the solution removes are exactly zero.
 
     Args:
         penalty: The penalty.
@@ -161,7 +162,7 @@ class _Sweeps(NamedTuple):
     change: Array
 
 
-_MAX_SWEEPS = 500
+_MAX_SWEEPS = 1000
 
 
 def _dykstra(
@@ -174,7 +175,7 @@ def _dykstra(
     """
     start = {p: _wide(leaves[p]) for p in _members(classes)}
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in start.values()]))
-    tolerance = 4 * jnp.finfo(largest.dtype).eps * largest
+    tolerance = 8 * jnp.finfo(largest.dtype).eps * largest
 
     def sweep(state: _Sweeps) -> _Sweeps:
         x, duals, alive, changes = dict(state.x), [], [], []

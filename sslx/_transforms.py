@@ -11,11 +11,12 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PyTree, PyTreeDef
+from jaxtyping import Array, PyTree
 
 from sslx._classes import Groups
 from sslx._groups import (
     Leaves,
+    TreeDef,
     class_alive,
     flatten,
     present,
@@ -227,7 +228,7 @@ def _stateless(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _both(updates: PyTree, params: PyTree | None) -> tuple[Leaves, PyTreeDef, Leaves]:
+def _both(updates: PyTree, params: PyTree | None) -> tuple[Leaves, TreeDef, Leaves]:
     """Updates by path, their tree, and the parameters by path."""
     if params is None:
         raise ValueError(_NO_PARAMS)
