@@ -1,6 +1,13 @@
 """Structured sparsity for JAX that ends in smaller, faster dense networks."""
 
 from sslx import measure as measure
+from sslx._compact import Compact as Compact
+from sslx._compact import LeafPlan as LeafPlan
+from sslx._compact import Plan as Plan
+from sslx._compact import apply_plan as apply_plan
+from sslx._compact import compact as compact
+from sslx._compact import load as load
+from sslx._compact import save as save
 from sslx._groups import BLOCK as BLOCK
 from sslx._groups import CHANNEL as CHANNEL
 from sslx._groups import FILTER as FILTER

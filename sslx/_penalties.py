@@ -48,7 +48,7 @@ class Penalty(abc.ABC):
     """Whether nested groups have its exact operator by taking inner groups first."""
 
     def __post_init__(self):
-        _check(self, strength=(self.strength, 0, math.inf))
+        _check(self, "strength", self.strength, math.inf)
 
     @abc.abstractmethod
     def value(self, norm: Norms) -> Norms:
@@ -114,7 +114,7 @@ class SparseGroupLasso(Penalty):
 
     def __post_init__(self):
         super().__post_init__()
-        _check(self, ratio=(self.ratio, 0, 1))
+        _check(self, "ratio", self.ratio, 1.0)
 
     def value(self, norm: Norms) -> Norms:
         """`strength * (1 - ratio) * n`, without the l1 term."""
@@ -146,7 +146,7 @@ class GroupElastic(Penalty):
 
     def __post_init__(self):
         super().__post_init__()
-        _check(self, ratio=(self.ratio, 0, 1))
+        _check(self, "ratio", self.ratio, 1.0)
 
     def value(self, norm: Norms) -> Norms:
         """`strength * (ratio * n + (1 - ratio) * n^2 / 2)`."""
@@ -302,9 +302,8 @@ def _shrink(norm: Norms, cut: Scalar) -> Norms:
     return 1 - ratio
 
 
-def _check(penalty: Penalty, **ranges: tuple[Scalar, float, float]) -> None:
-    """Raise for plain numbers outside their range; traced values pass."""
-    for name, (value, low, high) in ranges.items():
-        if isinstance(value, int | float) and not low <= value <= high:
-            kind = type(penalty).__name__
-            raise ValueError(f"{kind}: {name} must be in [{low}, {high}], got {value}")
+def _check(penalty: Penalty, name: str, value: Scalar, high: float) -> None:
+    """Raise for a plain number outside 0 to `high`; traced values pass."""
+    if isinstance(value, int | float) and not 0 <= value <= high:
+        kind = type(penalty).__name__
+        raise ValueError(f"{kind}: {name} must be from 0 to {high}, got {value}")

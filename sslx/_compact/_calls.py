@@ -1,0 +1,50 @@
+"""The arguments of a call: arrays are traced, everything else is fixed."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+
+class Call(NamedTuple):
+    """Positional and keyword arguments, taken apart.
+
+    `treedef` and `fixed` (with None in place of arrays) say what the call is; `arrays`
+    are its data.
+    """
+
+    treedef: jax.tree_util.PyTreeDef
+    fixed: tuple[Any, ...]
+    arrays: tuple[Any, ...]
+
+    def rebuild(self, arrays: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments, with other arrays."""
+        it = iter(arrays)
+        leaves = [next(it) if f is _ARRAY else f for f in self.fixed]
+        return jax.tree_util.tree_unflatten(self.treedef, leaves)
+
+
+class _Array:
+    def __repr__(self) -> str:
+        return "<array>"
+
+
+_ARRAY = _Array()
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is data rather than a setting."""
+    return isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
+
+
+def take_apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """Separate the arrays of a call from what stays fixed."""
+    leaves, treedef = jax.tree_util.tree_flatten((args, kwargs))
+    fixed = tuple(_ARRAY if is_array(x) else x for x in leaves)
+    return Call(treedef, fixed, tuple(x for x in leaves if is_array(x)))
+
+
+def struct(array: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of an array, weak types included."""
+    weak = not isinstance(array, jax.ShapeDtypeStruct) and jax.typeof(array).weak_type
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, weak_type=bool(weak))

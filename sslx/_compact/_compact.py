@@ -1,0 +1,510 @@
+"""`compact`: dead-code elimination, one channel at a time, on the jaxpr."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from sslx._compact import _summary
+from sslx._compact._calls import Call, struct, take_apart
+from sslx._compact._plan import LeafPlan, Plan, expand_plan
+from sslx._groups import flatten, unflatten
+from sslx.graph import (
+    Alignment,
+    Facts,
+    Held,
+    Liveness,
+    Masks,
+    Program,
+    Rewriter,
+    Value,
+    full,
+    held_back,
+    require_constants,
+    settle,
+    trace,
+)
+
+Constants = Literal["fold", "keep"]
+_ROUNDS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Folded:
+    """Removed slices of one parameter that constants are made of.
+
+    Attributes:
+      axes: the indices along each axis; the region is their product.
+      values: the parameter there.
+    """
+
+    axes: tuple[tuple[int, ...], ...]
+    values: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Compact:
+    """A function and its variables, reduced to what is alive.
+
+    Attributes:
+      fn: the original function.
+      variables: the reduced variables; same structure as the original ones.
+      plan: the kept indices of every leaf.
+      folded: removed slices that constant channels were folded from, by path.
+      held_back: what could not be analysed, and which parameters that keeps whole.
+      example: the call the function was compacted with, as shapes; None if it was
+        loaded from a file that could not hold it.
+      fold: whether constant channels were folded.
+    """
+
+    fn: Callable[..., Any]
+    variables: PyTree
+    plan: Plan
+    folded: Mapping[str, Folded]
+    held_back: tuple[Held, ...]
+    example: Call | None
+    fold: bool
+
+    def apply(self, variables: PyTree, *args: Any, **kwargs: Any) -> PyTree:
+        """What `fn(full variables, *args, **kwargs)` returns.
+
+        The function is traced again for every new shape or setting, so wrap it in
+        `jax.jit`. An output leaf whose path ends with the path of a variable of the
+        same shape is that variable's new value (such as Flax's mutable collections) and
+        comes back in the reduced shape.
+
+        Args:
+          variables: `self.variables`, or anything of the same shapes.
+          *args: as for `fn`; any batch size.
+          **kwargs: as for `fn`; leaves that are not arrays are static.
+
+        Raises:
+          ValueError: if the variables do not fit the plan, or if this call needs slices
+            that the call given to `compact` did not.
+        """
+        leaves = _checked(self.plan, variables)
+        call = take_apart(args, kwargs)
+        dtypes = [x.dtype for x in leaves.values()]
+        traced = _trace(self.fn, variables, self.plan, dtypes, call)
+        return _run(self, traced, list(leaves.values()), call)
+
+    def expand(self, variables: PyTree | None = None) -> PyTree:
+        """Full-size variables with which `fn` gives the same output.
+
+        Removed slices are zero, or, where a constant was folded, what they were.
+        """
+        variables = self.variables if variables is None else variables
+        wide = expand_plan(self.plan, variables)
+        leaves, treedef = flatten(wide)
+        for path, folded in self.folded.items():
+            small, _ = flatten(variables)
+            leaves[path] = _overlay(self.plan.leaves[path], folded, small[path])
+        return unflatten(treedef, leaves)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Per convolution or product: shapes, multiply-adds and bytes, before, after."""
+        return _summary.rows(self)
+
+    def summary(self) -> str:
+        """The rows as text, with totals and what was held back."""
+        return _summary.text(self)
+
+    def _repr_html_(self) -> str:
+        return _summary.html(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Traced:
+    program: Program
+    treedef: jax.tree_util.PyTreeDef
+    state: tuple[str | None, ...]
+
+
+def compact(
+    fn: Callable[..., Any],
+    variables: PyTree,
+    *args: Any,
+    masks: Mapping[str, Mapping[int, Any]] | None = None,
+    alignment: Alignment = "auto",
+    constants: Constants = "fold",
+    strict: bool = False,
+    **kwargs: Any,
+) -> Compact:
+    r"""Remove what is provably dead from a function and its variables.
+
+    For every axis of every intermediate value, a slice is alive if it is not zero,
+    starting from the zeros in `variables`, and if something alive needs it. The result
+    computes `fn` on the alive slices only:
+
+    $$\mathrm{apply}(\mathrm{shrink}(v), x) = \mathrm{fn}(v, x)$$
+
+    up to rounding, for finite values: `0 * x` counts as zero.
+
+    Args:
+      fn: any JAX function of `(variables, *args, **kwargs)`.
+      variables: tree of arrays; only these are reduced. Or of `jax.ShapeDtypeStruct`,
+        with `masks`; then the result holds shapes, and its plan shrinks real arrays.
+      *args: an example call; shapes are enough.
+      masks: per path, per axis, a boolean vector of the slices that are zero, instead
+        of looking at the values.
+      alignment: where operands disagree about their alive slices, `"align"` keeps what
+        lines up, `"scatter"` moves data at run time, `"auto"` estimates which costs
+        less (`sslx.graph.MACS_PER_MOVE`).
+      constants: `"fold"` removes channels that no longer depend on the input and adds
+        what they contributed; `"keep"` goes on computing them.
+      strict: raise if a primitive without a rule keeps parameters from being reduced.
+      **kwargs: more of the call; leaves that are not arrays are static.
+
+    Returns:
+      A `Compact`.
+
+    Raises:
+      ValueError: with `strict`, if something was held back; for masks that do not fit.
+
+    Example:
+      >>> small = sslx.compact(model.apply, variables, x, train=False)
+      >>> y = jax.jit(small.apply)(small.variables, x)
+    """
+    leaves, treedef = flatten(variables)
+    call = take_apart(args, kwargs)
+    identity = Plan({p: _whole_leaf(np.shape(x)) for p, x in leaves.items()})
+    dtypes = [x.dtype for x in leaves.values()]
+    traced = _trace(fn, variables, identity, dtypes, call)
+    zeros = _given_zeros(leaves, masks) if masks is not None else _zeros(leaves)
+    live = Liveness(traced.program, fold=constants == "fold")
+    zeros = _fixed_point(live, traced, leaves, zeros, alignment, masks is None)
+    params = traced.program.inputs[: len(leaves)]
+    held = held_back(live, dict(zip(params, leaves, strict=True)))
+    if strict and held:
+        raise ValueError(
+            "some primitives have no rule, and keep parameters whole:\n"
+            + "\n".join(f"  {h}" for h in held)
+            + "\nfix: leave out strict=True to keep them, or rewrite that line"
+        )
+    plan, folded = _planned(live, params, leaves, zeros)
+    small = {p: plan.leaves[p].shrink(x) for p, x in leaves.items()}
+    example = call._replace(arrays=tuple(struct(x) for x in call.arrays))
+    return Compact(fn, unflatten(treedef, small), plan, folded, held, example, live.fold)
+
+
+def _trace(
+    fn: Callable[..., Any], variables: PyTree, plan: Plan, dtypes: list[Any], call: Call
+) -> _Traced:
+    _, treedef = flatten(variables)
+    wide = [
+        jax.ShapeDtypeStruct(leaf.shape, dtype)
+        for leaf, dtype in zip(plan.leaves.values(), dtypes, strict=True)
+    ]
+
+    def flat(leaves: list[Any], arrays: list[Any]) -> PyTree:
+        args, kwargs = call.rebuild(arrays)
+        return fn(jax.tree_util.tree_unflatten(treedef, leaves), *args, **kwargs)
+
+    program, out, paths = trace(flat, wide, [struct(x) for x in call.arrays])
+    names = [jax.tree_util.keystr(p, simple=True, separator="/") for p in paths]
+    state = tuple(
+        name if name and plan.leaves[name].shape == value.shape else None
+        for name, value in zip(
+            (_state_of(plan, n) for n in names), program.outputs, strict=True
+        )
+    )
+    return _Traced(program, out, state)
+
+
+def _state_of(plan: Plan, path: str) -> str | None:
+    parts = path.split("/")
+    tails = ("/".join(parts[i:]) for i in range(len(parts)))
+    return next((t for t in tails if t in plan.leaves), None)
+
+
+def _whole_leaf(shape: tuple[int, ...]) -> LeafPlan:
+    return LeafPlan(shape, (None,) * len(shape), (None,) * len(shape))
+
+
+# Zeros in the parameters.
+
+
+@functools.partial(jax.jit, static_argnames="axis")
+def _any_along(nonzero: Any, regions: tuple[Any, ...], axis: int) -> Any:
+    for a, region in enumerate(regions):
+        if a != axis:
+            shape = [-1 if b == a else 1 for b in range(nonzero.ndim)]
+            nonzero = nonzero & region.reshape(shape)
+    return nonzero.any(tuple(b for b in range(nonzero.ndim) if b != axis))
+
+
+def _leaf_zeros(leaf: Any, regions: Masks | None = None) -> Masks:
+    """Per axis, the slices that are zero within the product of some regions."""
+    if not (jnp.issubdtype(leaf.dtype, np.number) or leaf.dtype == bool):
+        return [np.zeros(n, bool) for n in leaf.shape or (1,)]
+    if leaf.ndim == 0:
+        return [np.asarray(leaf == 0).reshape(1)]
+    on_host = isinstance(leaf, np.ndarray) or leaf.devices() == {jax.devices("cpu")[0]}
+    nonzero = np.asarray(leaf) != 0 if on_host else leaf != 0
+    if regions is None:
+        regions = [np.ones(n, bool) for n in leaf.shape]
+    if on_host:
+        part = nonzero[np.ix_(*regions)]
+        masks = []
+        for a, region in enumerate(regions):
+            mask = np.zeros(region.size, bool)
+            mask[region] = part.any(tuple(b for b in range(leaf.ndim) if b != a))
+            masks.append(~mask)
+        return masks
+    rows = tuple(jnp.asarray(r) for r in regions)
+    return [~np.asarray(_any_along(nonzero, rows, a)) for a in range(leaf.ndim)]
+
+
+def _zeros(leaves: Mapping[str, Any]) -> dict[str, Masks]:
+    return {path: _leaf_zeros(leaf) for path, leaf in leaves.items()}
+
+
+def _given_zeros(
+    leaves: Mapping[str, Any], masks: Mapping[str, Mapping[int, Any]]
+) -> dict[str, Masks]:
+    errors = [f"  {path}: there is no such leaf" for path in masks if path not in leaves]
+    out = {}
+    for path, leaf in leaves.items():
+        out[path] = [np.zeros(n, bool) for n in leaf.shape or (1,)]
+        for axis, mask in masks.get(path, {}).items():
+            mask = np.asarray(mask, bool)
+            if axis >= len(leaf.shape) or mask.shape != (leaf.shape[axis],):
+                errors.append(
+                    f"  {path}: mask of axis {axis} has shape {mask.shape}, "
+                    f"the leaf {tuple(leaf.shape)}"
+                )
+            else:
+                out[path][axis] = mask
+    if errors:
+        raise ValueError("masks do not fit the variables:\n" + "\n".join(errors))
+    return out
+
+
+# Analysis.
+
+
+def _fixed_point(
+    live: Liveness,
+    traced: _Traced,
+    leaves: Mapping[str, Any],
+    zeros: dict[str, Masks],
+    alignment: Alignment,
+    look: bool,
+) -> dict[str, Masks]:
+    """Analyse until nothing new is found dead; returns the zeros used."""
+    params = traced.program.inputs[: len(leaves)]
+    for _ in range(_ROUNDS):
+        _analyse(live, traced.program, zeros)
+        if settle(live, alignment):
+            continue
+        if not look:
+            return zeros
+        fresh = {
+            path: _restricted(live, value, leaf, zeros[path])
+            for (path, leaf), value in zip(leaves.items(), params, strict=True)
+        }
+        if all(_same(fresh[p], zeros[p]) for p in zeros):
+            return zeros
+        zeros = fresh
+    raise RuntimeError(f"compaction found no fixed point in {_ROUNDS} rounds")
+
+
+def _analyse(live: Liveness, program: Program, zeros: Mapping[str, Masks]) -> None:
+    facts = [Facts(z, full(v, True), True) for z, v in _pairs(zeros, program)]
+    rest = program.inputs[len(facts) :]
+    facts += [Facts(full(v, False), full(v, False)) for v in rest]
+    live.forward(facts)
+    live.backward([full(v, True) for v in program.outputs])
+    require_constants(live)
+
+
+def _pairs(zeros: Mapping[str, Masks], program: Program) -> list[tuple[Masks, Value]]:
+    return list(zip(zeros.values(), program.inputs, strict=False))
+
+
+def _same(a: Masks, b: Masks) -> bool:
+    return all((x == y).all() for x, y in zip(a, b, strict=True))
+
+
+def _restricted(live: Liveness, value: Value, leaf: Any, old: Masks) -> Masks:
+    """Zeros among the slices anything reads; a leaf that nobody reads stays as it is."""
+    region = _region(live, value)
+    if not value.shape or region is None or all(r.all() for r in region):
+        return old
+    return [
+        z | (n & r)
+        for z, n, r in zip(old, _leaf_zeros(leaf, region), region, strict=True)
+    ]
+
+
+def _region(live: Liveness, value: Value) -> Masks | None:
+    need, constant = live.need.get(value), live.constant_need.get(value)
+    if need is None or constant is None:
+        return need if constant is None else constant
+    return [n | c for n, c in zip(need, constant, strict=True)]
+
+
+def _planned(
+    live: Liveness,
+    params: list[Value],
+    leaves: Mapping[str, Any],
+    zeros: Mapping[str, Masks],
+) -> tuple[Plan, dict[str, Folded]]:
+    plans, folded = {}, {}
+    for value, (path, leaf) in zip(params, leaves.items(), strict=True):
+        shape = tuple(leaf.shape)
+        alive = live.alive(value)
+        if not all(m.any() for m in alive):
+            alive = full(value, False)
+        if not shape:
+            plans[path] = _whole_leaf(shape)
+            continue
+        dead = [z & ~a for z, a in zip(zeros[path], alive, strict=True)]
+        plans[path] = LeafPlan(
+            shape,
+            tuple(None if m.all() else _ints(m) for m in alive),
+            tuple(_ints(m) if m.any() else None for m in dead),
+        )
+        constant = live.constant_need.get(value)
+        if constant is not None and not _inside(constant, alive):
+            axes = tuple(_ints(m) for m in constant)
+            values = leaf
+            if not isinstance(leaf, jax.ShapeDtypeStruct):
+                values = np.asarray(leaf[np.ix_(*axes)])
+            folded[path] = Folded(axes, values)
+    return Plan(plans), folded
+
+
+def _ints(mask: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.flatnonzero(mask))
+
+
+def _inside(region: Masks, other: Masks) -> bool:
+    return all((o | ~r).all() for r, o in zip(region, other, strict=True))
+
+
+# Evaluation.
+
+
+def _checked(plan: Plan, variables: PyTree) -> dict[str, Any]:
+    leaves, _ = flatten(variables)
+    errors = [
+        f"  {path}: got shape {np.shape(leaf)}, expected {plan.leaves[path].small_shape}"
+        for path, leaf in leaves.items()
+        if path in plan.leaves and np.shape(leaf) != plan.leaves[path].small_shape
+    ]
+    errors += [f"  {path}: missing" for path in plan.leaves if path not in leaves]
+    errors += [f"  {path}: not in the plan" for path in leaves if path not in plan.leaves]
+    if errors:
+        raise ValueError(
+            "the variables do not fit the plan:\n"
+            + "\n".join(errors)
+            + "\nfix: pass Compact.variables, or apply_plan(plan, full variables)"
+        )
+    return {path: leaves[path] for path in plan.leaves}
+
+
+def _run(self: Compact, traced: _Traced, leaves: list[Any], call: Call) -> PyTree:
+    program, plan = traced.program, self.plan
+    live = Liveness(program, fold=self.fold)
+    entries = list(plan.leaves.items())
+    zeros, kept = {}, []
+    for path, leaf in entries:
+        zeros[path] = _masks(leaf, leaf.zero, False)
+        kept.append(_masks(leaf, leaf.kept, True))
+    facts = [Facts(z, full(v, True), True) for z, v in _pairs(zeros, program)]
+    rest = program.inputs[len(facts) :]
+    facts += [Facts(full(v, False), full(v, False)) for v in rest]
+    live.forward(facts)
+    wanted = [
+        full(v, True) if name is None else _masks(plan.leaves[name], plan.leaves[name].kept, True)
+        for v, name in zip(program.outputs, traced.state, strict=True)
+    ]
+    live.backward(wanted)
+    require_constants(live)
+    _check_coverage(self, live, kept)
+    carriers = [
+        functools.partial(_dense, self, path, array, live.constant_need.get(value))
+        for (path, _), array, value in zip(entries, leaves, program.inputs, strict=False)
+    ]
+    inputs = [
+        *zip(leaves, kept, strict=True),
+        *((x, full(v, True)) for x, v in zip(call.arrays, rest, strict=True)),
+    ]
+    outs = Rewriter(live, [*carriers, *(None for _ in rest)]).run(inputs, wanted)
+    return jax.tree_util.tree_unflatten(traced.treedef, outs)
+
+
+def _masks(leaf: LeafPlan, axes: Any, default: bool) -> Masks:
+    masks = []
+    for n, indices in zip(leaf.shape or (1,), axes or (None,), strict=True):
+        mask = np.full(n, default if indices is None else False)
+        if indices is not None:
+            mask[list(indices)] = True
+        masks.append(mask)
+    return masks
+
+
+def _check_coverage(self: Compact, live: Liveness, kept: list[Masks]) -> None:
+    errors = []
+    params = live.program.inputs[: len(kept)]
+    for (path, leaf), have, value in zip(
+        self.plan.leaves.items(), kept, params, strict=True
+    ):
+        if not leaf.shape:
+            continue
+        alive = live.alive(value)
+        if all(m.any() for m in alive) and not _inside(alive, have):
+            lacking = [int((a & ~h).sum()) for a, h in zip(alive, have, strict=True)]
+            errors.append(f"  {path}: {lacking} removed slices per axis are needed")
+        constant = live.constant_need.get(value)
+        if constant is not None and not _available(self, path, constant, have):
+            errors.append(f"  {path}: constants need slices that were not folded")
+    if errors:
+        raise ValueError(
+            "this call needs more than the call given to compact:\n"
+            + "\n".join(errors)
+            + "\nfix: compact with this call (its method, mode and outputs)"
+        )
+
+
+def _available(self: Compact, path: str, region: Masks, kept: Masks) -> bool:
+    if _inside(region, kept):
+        return True
+    if path not in self.folded:
+        return False
+    axes = self.folded[path].axes
+    stash = [np.isin(np.arange(m.size), a) for m, a in zip(region, axes, strict=True)]
+    return _inside(region, stash)
+
+
+def _dense(self: Compact, path: str, small: Any, region: Masks | None) -> Any:
+    """A parameter at full size, right on the slices that constants are made of."""
+    if region is None:
+        return None
+    leaf = self.plan.leaves[path]
+    if path in self.folded:
+        return _overlay(leaf, self.folded[path], small, region)
+    return leaf.expand(small)
+
+
+def _overlay(
+    leaf: LeafPlan, folded: Folded, small: Any, region: Masks | None = None
+) -> Any:
+    places = np.ix_(*folded.axes)
+    stash = np.zeros(leaf.shape, folded.values.dtype)
+    stash[places] = folded.values
+    kept = [leaf.indices(a) for a in range(len(leaf.shape))]
+    wanted = (
+        [k[m[k]] for k, m in zip(kept, region, strict=True)] if region else kept
+    )
+    if not all(k.size for k in wanted):
+        return stash
+    inverse = [np.searchsorted(k, w) for k, w in zip(kept, wanted, strict=True)]
+    return jnp.asarray(stash).at[np.ix_(*wanted)].set(small[np.ix_(*inverse)])
+

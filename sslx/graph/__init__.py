@@ -1,0 +1,20 @@
+"""The jaxpr engine: programs, the relations of primitives, liveness, rewriting."""
+
+from sslx.graph import _linear as _linear
+from sslx.graph import _rules as _rules
+from sslx.graph._constants import require_inputs as require_constants
+from sslx.graph._liveness import Facts as Facts
+from sslx.graph._liveness import Liveness as Liveness
+from sslx.graph._liveness import full as full
+from sslx.graph._program import Program as Program
+from sslx.graph._program import Value as Value
+from sslx.graph._program import trace as trace
+from sslx.graph._relation import Masks as Masks
+from sslx.graph._report import Held as Held
+from sslx.graph._report import held_back as held_back
+from sslx.graph._rewrite import Rewriter as Rewriter
+from sslx.graph._settle import MACS_PER_MOVE as MACS_PER_MOVE
+from sslx.graph._settle import Alignment as Alignment
+from sslx.graph._settle import settle as settle
+
+__all__ = ["require_constants"]

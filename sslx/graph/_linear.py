@@ -1,0 +1,63 @@
+"""The relations of the two products: `dot_general` and `conv_general_dilated`."""
+
+from typing import Any
+
+import numpy as np
+
+from sslx.graph._relation import Link, Masks, Relation, Shapes, Summed, register
+
+
+@register("dot_general")
+def _dot_general(equation: Any) -> Relation:
+    (lhs_sum, rhs_sum), (lhs_batch, rhs_batch) = equation.params["dimension_numbers"]
+    shapes = [v.shape for v in equation.inputs]
+    links = [Link(0, a, 0, b) for b, a in enumerate(lhs_batch)]
+    links += [Link(1, a, 0, b) for b, a in enumerate(rhs_batch)]
+    position = len(lhs_batch)
+    for k, used in ((0, (*lhs_sum, *lhs_batch)), (1, (*rhs_sum, *rhs_batch))):
+        for a in range(len(shapes[k])):
+            if a not in used:
+                links.append(Link(k, a, 0, position))
+                position += 1
+    sums = tuple(
+        (Summed(0, a), Summed(1, b)) for a, b in zip(lhs_sum, rhs_sum, strict=True)
+    )
+    return Relation(tuple(links), sums, zero="any")
+
+
+@register("conv_general_dilated")
+def _conv(equation: Any) -> Relation:
+    params = equation.params
+    if params["batch_group_count"] != 1:
+        return Relation(known=False, constant=False)
+    dims, parts = params["dimension_numbers"], params["feature_group_count"]
+    batch, channels = dims.lhs_spec[0], dims.lhs_spec[1]
+    filters, per_part = dims.rhs_spec[0], dims.rhs_spec[1]
+    out_batch, out_channels = dims.out_spec[0], dims.out_spec[1]
+    n_in = equation.inputs[0].shape[channels]
+    n_out = equation.outputs[0].shape[out_channels]
+    links = [Link(0, batch, 0, out_batch), Link(1, filters, 0, out_channels)]
+    if parts == 1:
+        sums = ((Summed(0, channels), Summed(1, per_part)),)
+        return Relation(tuple(links), sums, zero="any")
+
+    in_part = np.arange(n_in) // (n_in // parts)
+    out_part = np.arange(n_out) // (n_out // parts)
+    links.append(Link(0, channels, 0, out_channels, in_part, out_part))
+    within = np.arange(n_in) % (n_in // parts)
+    sums = ((Summed(0, channels, within), Summed(1, per_part)),)
+
+    def widen(masks: list[Masks]) -> list[Masks]:
+        ((*axes,),) = masks
+        wanted = axes[out_channels].reshape(parts, -1)
+        count = wanted.sum(1)
+        spare = np.cumsum(~wanted, 1) <= (count.max(initial=0) - count)[:, None]
+        grown = (wanted | (spare & (count > 0)[:, None])).ravel()
+        return [[grown if a == out_channels else m for a, m in enumerate(axes)]]
+
+    def emit(eqn: Any, operands: list[Any], shapes: Shapes) -> list[Any]:
+        del shapes
+        kept = operands[0].shape[channels] // operands[1].shape[per_part]
+        return eqn.bind(operands, feature_group_count=kept)
+
+    return Relation(tuple(links), sums, zero="any", widen=widen, emit=emit)

@@ -1,0 +1,134 @@
+"""A traced JAX function as a flat list of equations over values of our own.
+
+Calls that only name a piece of a program (`jit`, `closed_call`) are inlined. Calls that
+mean something (`custom_jvp_call`, `checkpoint`, `scan`, `cond`, `while`) stay equations
+and carry the programs of their bodies.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from sslx import _jax_compat
+
+_INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr"}
+_BODIES = {
+    "custom_jvp_call": ("call_jaxpr",),
+    "checkpoint": ("jaxpr",),
+    "remat": ("jaxpr",),
+    "remat2": ("jaxpr",),
+    "scan": ("jaxpr",),
+}
+
+
+class Value:
+    """One intermediate value of a program, compared by identity.
+
+    `literal` is the constant it holds, or None.
+    """
+
+    __slots__ = ("dtype", "literal", "shape")
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, literal: Any = None):
+        self.shape = tuple(shape)
+        self.dtype = dtype
+        self.literal = literal
+
+
+@dataclasses.dataclass(eq=False)
+class Equation:
+    """One application of a primitive; `bodies` are the programs nested in it."""
+
+    primitive: Any
+    inputs: list[Value]
+    outputs: list[Value]
+    params: dict[str, Any]
+    source: str
+    scope: str
+    bodies: "tuple[Program, ...]" = ()
+
+    @property
+    def name(self) -> str:
+        """The name of the primitive."""
+        return self.primitive.name
+
+    def bind(self, operands: Sequence[Any], **changes: Any) -> list[Any]:
+        """Apply the primitive to other operands, some parameters replaced."""
+        out = self.primitive.bind(*operands, **(self.params | changes))
+        return list(out) if self.primitive.multiple_results else [out]
+
+
+@dataclasses.dataclass(eq=False)
+class Program:
+    """Equations in order of execution, with their inputs and outputs."""
+
+    inputs: list[Value]
+    outputs: list[Value]
+    equations: list[Equation]
+
+
+def trace(
+    fn: Callable[..., Any], *args: Any
+) -> tuple[Program, jax.tree_util.PyTreeDef, list[Any]]:
+    """Trace `fn(*args)`; also the structure and the paths of its output."""
+    closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
+    paths, treedef = jax.tree_util.tree_flatten_with_path(shapes)
+    return build(closed), treedef, [path for path, _ in paths]
+
+
+def build(jaxpr: Any, consts: list[Any] | None = None) -> Program:
+    """The program of a jaxpr, open or closed."""
+    opened, own = _jax_compat.open_jaxpr(jaxpr)
+    consts = own if consts is None else consts
+    equations: list[Equation] = []
+    inputs = [Value(v.aval.shape, v.aval.dtype) for v in opened.invars]
+    outputs = _inline(opened, consts, inputs, equations)
+    return Program(inputs, outputs, equations)
+
+
+def _constant(value: Any) -> Value:
+    dtype = getattr(value, "dtype", None)
+    if dtype is None:
+        value = np.asarray(value)
+        dtype = value.dtype
+    return Value(np.shape(value), dtype, literal=value)
+
+
+def _inline(
+    jaxpr: Any, consts: list[Any], inputs: list[Value], equations: list[Equation]
+) -> list[Value]:
+    env: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
+    env.update((v, _constant(c)) for v, c in zip(jaxpr.constvars, consts, strict=True))
+
+    def read(atom: Any) -> Value:
+        if isinstance(atom, _jax_compat.Literal):
+            return Value(atom.aval.shape, atom.aval.dtype, literal=atom.val)
+        return env[atom]
+
+    for eqn in jaxpr.eqns:
+        operands = [read(atom) for atom in eqn.invars]
+        name = eqn.primitive.name
+        if name in _INLINED:
+            body, body_consts = _jax_compat.open_jaxpr(eqn.params[_INLINED[name]])
+            results = _inline(body, body_consts, operands, equations)
+        else:
+            results = [Value(v.aval.shape, v.aval.dtype) for v in eqn.outvars]
+            bodies = tuple(build(eqn.params[key]) for key in _BODIES.get(name, ()))
+            if name == "cond":
+                bodies = tuple(build(branch) for branch in eqn.params["branches"])
+            equations.append(
+                Equation(
+                    eqn.primitive,
+                    operands,
+                    results,
+                    dict(eqn.params),
+                    _jax_compat.source_line(eqn),
+                    _jax_compat.scope(eqn),
+                    bodies,
+                )
+            )
+        env.update(zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]

@@ -1,0 +1,132 @@
+"""What a primitive relates to what: the one declaration each primitive has to make.
+
+Liveness, need, units, and the shapes of the rewritten program all follow from it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+Mask = Bool[np.ndarray, "n"]
+Masks = list[Mask]
+Labels = Int[np.ndarray, "n"]
+
+Zero = Literal["all", "any", "first", "never"]
+"""When a slice of the output is zero: if it is in all operands (`x + y`), in any
+(`x * y`), in the first (`x / y`, `tanh x`), or never for this reason (`exp x`)."""
+
+
+class Link(NamedTuple):
+    """Output axis `out_axis` runs over the slices of operand axis `in_axis`.
+
+    Index `i` of the operand and `j` of the output belong together when
+    `in_label[i] == out_label[j]`; None stands for `arange`.
+    """
+
+    operand: int
+    in_axis: int
+    output: int
+    out_axis: int
+    in_label: Labels | None = None
+    out_label: Labels | None = None
+
+    def to_output_all(self, mask: Mask, size: int) -> Mask:
+        """Per output index, whether `mask` holds on all operand indices of its label."""
+        if self.in_label is None and self.out_label is None:
+            return mask
+        return ~self._spread(~mask, self.in_label, self.out_label, size)
+
+    def to_output_any(self, mask: Mask, size: int) -> Mask:
+        """Per output index, whether `mask` holds on any operand index of its label."""
+        return self._spread(mask, self.in_label, self.out_label, size)
+
+    def to_operand_any(self, mask: Mask, size: int) -> Mask:
+        """Per operand index, whether `mask` holds on any output index of its label."""
+        return self._spread(mask, self.out_label, self.in_label, size)
+
+    @staticmethod
+    def _spread(
+        mask: Mask, source: Labels | None, target: Labels | None, size: int
+    ) -> Mask:
+        if source is None and target is None:
+            return mask
+        source = np.arange(mask.size) if source is None else source
+        target = np.arange(size) if target is None else target
+        hit = np.zeros(int(max(source.max(initial=-1), target.max(initial=-1))) + 2, bool)
+        hit[source[mask]] = True
+        hit[-1] = False
+        return hit[target]
+
+
+class Summed(NamedTuple):
+    """One operand's axis in a sum over a shared index; `label` as in `Link`."""
+
+    operand: int
+    axis: int
+    label: Labels | None = None
+
+
+class Shapes(NamedTuple):
+    """What an emitter is told: the sizes of the outputs it must produce."""
+
+    outputs: list[tuple[int, ...]]
+
+
+Emit = Callable[[Any, list[Any], Shapes], list[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Relation:
+    """How the slices of one equation's operands and outputs depend on each other.
+
+    An operand axis that is in no link and no sum is *kept whole*, and so is an output
+    axis in no link: nothing may be removed there.
+
+    Attributes:
+      links: axes that run together.
+      sums: index sets summed over; a term vanishes if any member's slice is zero.
+      zero: see `Zero`; `zero_operands` restricts the operands that count.
+      covers: output axes are covered piecewise (concatenate), not by all operands.
+      constant: the output depends on nothing else, so constants stay constants.
+      widen: grows the masks asked of the outputs to ones the primitive can produce.
+      emit: builds the outputs from reduced operands; None binds the primitive as is.
+      known: False if the primitive has no rule and everything is kept whole.
+      index_only: the output is a selection of the operand's slices, nothing more.
+    """
+
+    links: tuple[Link, ...] = ()
+    sums: tuple[tuple[Summed, ...], ...] = ()
+    zero: Zero = "never"
+    zero_operands: Sequence[int] | None = None
+    covers: bool = False
+    constant: bool = True
+    widen: Callable[[list[Masks]], list[Masks]] | None = None
+    emit: Emit | None = None
+    known: bool = True
+    index_only: bool = False
+
+
+Rule = Callable[[Any], Relation]
+_RULES: dict[str, Rule] = {}
+
+
+def register(*names: str) -> Callable[[Rule], Rule]:
+    """Make a function the rule of some primitives, each of which has one at most."""
+
+    def add(rule: Rule) -> Rule:
+        for name in names:
+            if name in _RULES:
+                raise ValueError(f"primitive {name!r} already has a rule")
+            _RULES[name] = rule
+        return rule
+
+    return add
+
+
+def relation(equation: Any) -> Relation:
+    """The relation of an equation; the conservative one where there is no rule."""
+    rule = _RULES.get(equation.name)
+    return rule(equation) if rule else Relation(known=False, constant=False)
