@@ -159,6 +159,17 @@ def test_cost_is_data():
     assert "30" in str(found)
 
 
+def test_options_are_not_traced_wherever_they_stand():
+    def fn(params, x, double, *, scale=None, train=True):
+        y = x @ params["w"]
+        return (y @ params["w"] if double else y) * scale["s"]
+
+    params, x = {"w": jnp.ones((4, 4)), "name": "w"}, jax.ShapeDtypeStruct((2, 4), F32)
+    scale = {"s": jax.ShapeDtypeStruct((), F32)}
+    assert cost(fn, params, x, True, scale=scale, train=False).macs == 2 * 2 * 16
+    assert cost(fn, params, x, False, scale=scale).parameters == 16
+
+
 def test_cost_without_arguments_says_so():
     with pytest.raises(ValueError, match="got no arguments"):
         cost(lambda: 0)

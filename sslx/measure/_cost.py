@@ -1,7 +1,6 @@
 """Multiply-accumulates, parameters and bytes of a function, read off its jaxpr."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -122,7 +121,8 @@ def cost(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Cost:
     Args:
         fn: Any JAX function; its first argument is the pytree of parameters.
         *args: Arrays or `jax.ShapeDtypeStruct`s, in pytrees; batch size as given.
-        **kwargs: Options of `fn` that are not traced, such as `train=False`.
+        **kwargs: More of the call. Leaves that are not arrays, here and in `args`, are
+            options (`train=False`) and are not traced.
 
     Returns:
         Rows per layer and totals.
@@ -135,11 +135,13 @@ def cost(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Cost:
     """
     if not args:
         raise ValueError("cost: got no arguments, expected fn's parameters and inputs")
-    closed = jax.make_jaxpr(functools.partial(fn, **kwargs))(*args)
-    leaves = jax.tree_util.tree_flatten_with_path(args[0])[0]
+    leaves, _ = jax.tree_util.tree_flatten_with_path(args[0])
     names = [
-        jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, leaf in leaves
+        if _is_array(leaf)
     ]
+    closed = _trace(fn, args, kwargs)
     walk = _Walk(names)
     jaxpr, _ = open_jaxpr(closed)
     params = [_Origin(frozenset([i]), False) for i in range(len(names))]
@@ -153,6 +155,23 @@ def cost(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Cost:
         parameter_bytes=sum(_bytes(aval) for aval in avals),
         notes=tuple(dict.fromkeys(walk.notes)),
     )
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic))
+
+
+def _trace(fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """The program of a call, with its arrays as inputs in order."""
+    leaves, treedef = jax.tree_util.tree_flatten((args, kwargs))
+    where = [i for i, leaf in enumerate(leaves) if _is_array(leaf)]
+
+    def of_arrays(*arrays: Any) -> Any:
+        merged = dict(enumerate(leaves)) | dict(zip(where, arrays, strict=True))
+        args, kwargs = jax.tree_util.tree_unflatten(treedef, merged.values())
+        return fn(*args, **kwargs)
+
+    return jax.make_jaxpr(of_arrays)(*(leaves[i] for i in where))
 
 
 class _Origin(NamedTuple):
