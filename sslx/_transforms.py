@@ -61,11 +61,14 @@ def proximal(
     so far; the update becomes `w_{t+1} - w_t`. Entries of removed groups are exactly 0
     after `optax.apply_updates`.
 
-    After plain SGD this is the proximal gradient method (ISTA); with momentum, its
-    usual stochastic form. After Adam and other optimisers that scale each entry, it
-    is still the operator in the *Euclidean* metric with step `learning_rate_t`, not
-    the one in Adam's metric: all groups feel the same pull, and the fixed points
-    differ from those of Adam on loss plus penalty.
+    After plain SGD this is the proximal gradient method (ISTA), whose fixed points are
+    those of loss plus penalty. Momentum beta multiplies the gradient's pull by
+    `1 / (1 - beta)` in the long run but not the operator's, so that `strength` here acts
+    like `(1 - beta) * strength` in the loss or in `subgradient`: with beta = 0.9 give
+    ten times as much. After Adam and others that scale each entry it is still the
+    operator in the *Euclidean* metric with step `learning_rate_t`, not the one in
+    Adam's metric: all groups feel the same pull, however large their gradients are,
+    and the fixed points are not those of loss plus penalty.
 
     Weight decay on the same leaves adds to the penalty; leave it off there.
 
