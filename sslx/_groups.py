@@ -261,8 +261,8 @@ def to_slices(member: Member, values: Array, fill: int | bool) -> Array:
         ids = np.asarray(member.ids, np.int32)
         inside = np.where(ids < 0, values.size, ids)
         values = values.reshape(-1).at[inside].get(mode="fill", fill_value=fill)
-    shape = [n if a in member.kept else 1 for a, n in enumerate(member.view)]
-    return values.reshape(shape)
+    values = values.reshape(member.index_shape)
+    return jnp.expand_dims(values, _summed(member))
 
 
 def present(groups: Groups, leaves: Mapping) -> list[GroupClass]:

@@ -16,6 +16,7 @@ from sslx._groups import (
     flatten,
     present,
     scale_class,
+    select_class,
     to_slices,
     unflatten,
 )
@@ -148,8 +149,16 @@ def _sequential(
     new = {path: leaves[path] for path in _members(classes)}
     for c in classes:
         factors = penalty.factor(class_norms(c, new), step * _weight(penalty, c))
-        new.update(scale_class(c, new, factors))
+        new.update(_shrunk(c, new, factors))
     return new
+
+
+def _shrunk(
+    group_class: GroupClass, leaves: Leaves, factors: Array
+) -> dict[str, Array]:
+    """Leaves of the class scaled; `+0.0`, never `-0.0`, where the factor is 0."""
+    scaled = scale_class(group_class, leaves, factors)
+    return select_class(group_class, scaled, factors > 0)
 
 
 class _Sweeps(NamedTuple):
@@ -183,7 +192,7 @@ def _dykstra(
             moved = {path: x[path] + p for path, p in dual.items()}
             weighted = step * _weight(penalty, c)
             factors = penalty.factor(class_norms(c, moved), weighted)
-            scaled = scale_class(c, moved, factors)
+            scaled = _shrunk(c, moved, factors)
             changes += [jnp.max(jnp.abs(scaled[path] - x[path])) for path in scaled]
             duals.append({path: moved[path] - scaled[path] for path in scaled})
             alive.append(factors > 0)
@@ -199,7 +208,7 @@ def _dykstra(
     )
     new = last.x
     for c, marks in zip(classes, last.alive, strict=True):
-        new = new | scale_class(c, new, marks)
+        new = new | select_class(c, new, marks)
     return {p: x.astype(jnp.asarray(leaves[p]).dtype) for p, x in new.items()}
 
 

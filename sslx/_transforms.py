@@ -63,8 +63,8 @@ def proximal(
 
     After plain SGD this is the proximal gradient method (ISTA), whose fixed points are
     those of loss plus penalty. Momentum beta multiplies the gradient's pull by
-    `1 / (1 - beta)` in the long run but not the operator's, so that `strength` here acts
-    like `(1 - beta) * strength` in the loss or in `subgradient`: with beta = 0.9 give
+    `1 / (1 - beta)` in the long run but not the operator's, so that `strength` acts as
+    `(1 - beta) * strength` would in the loss or in `subgradient`: with beta = 0.9 give
     ten times as much. After Adam and others that scale each entry it is still the
     operator in the *Euclidean* metric with step `learning_rate_t`, not the one in
     Adam's metric: all groups feel the same pull, however large their gradients are,
