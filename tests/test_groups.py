@@ -1,6 +1,9 @@
 """Groups: the structures' definitions, norms and scale as duals, errors."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import hypothesis.strategies as st
 import jax
@@ -396,3 +399,42 @@ def test_describe_is_a_table():
     ]
     assert made.count == 41
     assert set(sg.__all__) >= {"groups", "norms", "scale"}
+
+
+SHARDED = """
+import jax, numpy as np, optax, sslx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+kind = AxisType.{kind}
+mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(kind, kind))
+w = np.random.default_rng(0).normal(size=(3, 3, 8, 8)).astype(np.float32)
+w *= np.linspace(0, 1, 8, dtype=np.float32)
+groups = sslx.groups({{"k": w}}, {{"k": sslx.FILTER | sslx.CHANNEL | sslx.SHAPE}})
+tx = sslx.proximal(sslx.GroupLasso(1.0), groups, 2.0)
+
+@jax.jit
+def step(w):
+    tree = {{"k": w}}
+    updates, _ = tx.update(tree, tx.init(tree), tree)
+    return optax.apply_updates(tree, updates)["k"], sslx.norms(groups, tree)["k:FILTER"]
+
+(sharded, norms), (local, _) = (
+    step(jax.device_put(w, NamedSharding(mesh, P(None, None, "a", "b")))), step(w)
+)
+assert sharded.sharding.spec == P(None, None, "a", "b"), sharded.sharding
+assert norms.sharding.spec == P("b"), norms.sharding
+np.testing.assert_allclose(sharded, local, atol=1e-5)
+assert 0 < np.mean(np.asarray(local) == 0) < 1
+np.testing.assert_array_equal(np.asarray(sharded) == 0, np.asarray(local) == 0)
+"""
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_sharded_parameters_stay_sharded(kind):
+    """Four devices: norms and the proximal step gather nothing."""
+    env = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    code = SHARDED.format(kind=kind)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
