@@ -121,7 +121,9 @@ def _builder_class(
 
     def info(self: Any) -> Any:
         labels = {
-            feature: tfds.features.ClassLabel(names=_member(packed, file).decode().split())
+            feature: tfds.features.ClassLabel(
+                names=_member(packed, file).decode().split()
+            )
             for feature, file in archive.labels.items()
         }
         features = tfds.features.FeaturesDict(
@@ -141,11 +143,14 @@ def _builder_class(
     def examples(self: Any, split: str) -> Iterator[tuple[int, dict]]:
         del self
         for i, (labels, image) in enumerate(records(archive, packed, split)):
-            yield i, {
-                "id": f"{split}_{i:05d}",
-                "image": Image.fromarray(image),
-                **dict(zip(archive.labels, labels, strict=True)),
-            }
+            yield (
+                i,
+                {
+                    "id": f"{split}_{i:05d}",
+                    "image": Image.fromarray(image),
+                    **dict(zip(archive.labels, labels, strict=True)),
+                },
+            )
 
     def splits(self: Any, _: Any) -> dict[str, Iterator]:
         return {split: examples(self, split) for split in ("train", "test")}

@@ -28,7 +28,7 @@ NAMES = ("cifar10", "cifar100", "digits")
 
 
 class DataError(RuntimeError):
-    """A data set is missing, damaged or cannot be downloaded; the text says what to do."""
+    """A data set is missing, damaged or out of reach; the text says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,11 +228,14 @@ def download(url: str, sha256: str, target: pathlib.Path, looked_in: str) -> Non
 
 
 def _blocks(url: str) -> Iterator[bytes]:
-    with urllib.request.urlopen(url, timeout=30) as reply, rich.progress.Progress(
-        *rich.progress.Progress.get_default_columns(),
-        rich.progress.DownloadColumn(),
-        rich.progress.TransferSpeedColumn(),
-    ) as bar:
+    with (
+        urllib.request.urlopen(url, timeout=30) as reply,
+        rich.progress.Progress(
+            *rich.progress.Progress.get_default_columns(),
+            rich.progress.DownloadColumn(),
+            rich.progress.TransferSpeedColumn(),
+        ) as bar,
+    ):
         size = reply.headers.get("Content-Length")
         task = bar.add_task("download", total=int(size) if size else None)
         while block := reply.read(1 << 20):

@@ -214,7 +214,9 @@ def make_evaluate(
             x, y = images[start : start + batch], labels[start : start + batch]
             fill = batch - len(y)
             x = np.pad(x, ((0, fill), (0, 0), (0, 0), (0, 0)))
-            total += int(correct(variables, x, np.pad(y, (0, fill), constant_values=-1)))
+            total += int(
+                correct(variables, x, np.pad(y, (0, fill), constant_values=-1))
+            )
         return total / len(labels)
 
     return accuracy
@@ -268,9 +270,7 @@ class _Run:
         self.at = int(self.state.step)
         self.log = MetricsLog(folder / "metrics.jsonl", keep_until=self.at)
         step = make_step(stage, options, arrays, self.mesh)
-        self.step = jax.jit(
-            step, donate_argnums=0, compiler_options=compiler_options()
-        )
+        self.step = jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
         self.observe = jax.jit(stage.observe)
         self.accuracy = make_evaluate(stage.apply, arrays)
         self.clock = _Clock(options.checkpoint_every)

@@ -1,0 +1,131 @@
+"""Run folders: a folder per stage, with its options, result and origin.
+
+RUN/STAGE/options.json    what the stage was started with
+RUN/STAGE/result.json     written last: the stage is complete
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+
+class RunError(RuntimeError):
+    """A run folder does not fit what is asked; the text says what to do."""
+
+
+class Run:
+    """The stages of one run, in order, each done once."""
+
+    def __init__(self, folder: pathlib.Path, stages: Sequence[str]) -> None:
+        self.folder, self.stages = folder, tuple(stages)
+
+    def path(self, stage: str) -> pathlib.Path:
+        """The stage's own folder."""
+        return self.folder / stage
+
+    def result(self, stage: str) -> dict[str, Any] | None:
+        """The result of a complete stage, else None."""
+        path = self.path(stage) / "result.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def redo(self, stages: Sequence[str]) -> None:
+        """Forget these stages and all that come after the first of them."""
+        places = [self.stages.index(stage) for stage in stages]
+        for stage in self.stages[min(places) :] if places else ():
+            shutil.rmtree(self.path(stage), ignore_errors=True)
+
+    def begin(self, stage: str, options: Mapping[str, Any]) -> None:
+        """Note the options of `stage`, or check that they are those of last time.
+
+        Raises:
+            RunError: the folder was made with other options.
+        """
+        path = self.path(stage) / "options.json"
+        wanted = json.loads(json.dumps(options, default=str))
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, wanted)
+            return
+        was = json.loads(path.read_text())
+        changed = [
+            f"{name} was {was.get(name)!r}, now {wanted.get(name)!r}"
+            for name in sorted({*was, *wanted})
+            if was.get(name) != wanted.get(name)
+        ]
+        if changed:
+            raise RunError(
+                f"{self.path(stage)} was made with other options "
+                f"({'; '.join(changed)}): give another --run, "
+                f"or --redo {stage} to replace it"
+            )
+
+    def finish(self, stage: str, result: Mapping[str, Any]) -> None:
+        """Write the result; from now on the stage is complete."""
+        write_json(self.path(stage) / "result.json", result)
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Write at once: a reader sees the old file or the new one."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=1, default=str) + "\n")
+    part.replace(path)
+
+
+def provenance() -> dict[str, Any]:
+    """Command, commit, versions, hardware and date of this process."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    program = f"python -m {module.name}" if module else sys.argv[0]
+    return {
+        "command": " ".join([program, *_portable(sys.argv[1:])]),
+        "commit": _commit(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+        "hardware": _hardware(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _portable(arguments: list[str]) -> list[str]:
+    """The arguments with $SSLX_DATA_DIR in place of a data folder's own path."""
+    given = list(arguments)
+    for place, word in enumerate(given[:-1]):
+        if word in ("--data-dir", "--data_dir"):
+            given[place + 1] = "$SSLX_DATA_DIR"
+    return given
+
+
+def _commit() -> str:
+    here = pathlib.Path(__file__).parent
+    words = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(
+            words, capture_output=True, text=True, check=False, cwd=here
+        )
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def _hardware() -> str:
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return f"{jax.device_count()} x {device.device_kind}"
+    name = platform.machine()
+    info = pathlib.Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [x for x in info.read_text().splitlines() if x.startswith("model name")]
+        name = lines[0].split(":", 1)[1].strip() if lines else name
+    return f"{name}, {os.cpu_count()} cores"

@@ -1,0 +1,213 @@
+"""Which groups SSL penalises in each network, and how strong, until a target is met."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+import sslx
+from sslx import measure
+
+Structure = Literal["coupled", "filter", "channel", "filter+channel", "shape", "depth"]
+
+
+def kernels(params: PyTree[Array]) -> list[str]:
+    """Paths of the kernels SSL may regularise: 3x3 and larger, in order of the net.
+
+    A residual network's first convolution and its 1x1 shortcuts are left out.
+    """
+    found = []
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
+        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+        if path.endswith("/kernel") and leaf.ndim == 4 and leaf.shape[0] > 1:
+            found.append(path)
+    inner = [path for path in found if "stage" in path]
+    return sorted(inner or found)
+
+
+def pairs(params: PyTree[Array]) -> list[tuple[str, str]]:
+    """(kernel, the kernel that alone reads its output) of every inner width."""
+    paths = kernels(params)
+    if any("stage" in path for path in paths):
+        firsts = [path for path in paths if path.endswith("/conv1/kernel")]
+        return [(path, path.replace("/conv1/", "/conv2/")) for path in firsts]
+    return list(itertools.pairwise(paths))
+
+
+def make_groups(
+    structure: Structure, params: PyTree[Array], block: int = 1
+) -> sslx.Groups:
+    """The groups of one structure.
+
+    coupled: a filter together with the input channel of the kernel that reads it;
+    filter, channel, filter+channel: the same slices, each a group of its own;
+    shape: every (h, w, input) column of every kernel;
+    depth: both kernels of a residual block as one group, or a kernel of a plain net.
+
+    Args:
+        structure: one of the above.
+        params: of the network.
+        block: for filters and channels, how many make one group: neighbours in the
+            order of their norms in `params`, so that widths stay multiples of `block`.
+    """
+    groups = _single(structure, params)
+    if block == 1 or structure in ("shape", "depth"):
+        return groups
+    norms = sslx.norms(groups, params)
+    return sslx.Groups(
+        tuple(_blocks(c, np.asarray(norms[c.name]), block) for c in groups.classes)
+    )
+
+
+def _blocks(
+    single: sslx.GroupClass, norms: Float[np.ndarray, " G"], block: int
+) -> sslx.GroupClass:
+    """A class whose groups are `block` groups of `single` of neighbouring norm."""
+    rank = np.argsort(np.argsort(norms, kind="stable"))
+    ids = tuple((rank // block).tolist())
+    members = tuple(dataclasses.replace(m, ids=ids) for m in single.members)
+    return sslx.GroupClass(single.name, (max(ids) + 1,), members)
+
+
+def _single(structure: Structure, params: PyTree[Array]) -> sslx.Groups:
+    joined = pairs(params)
+    if structure == "coupled":
+        return _sum(
+            sslx.coupled(params, {first: sslx.FILTER, second: sslx.CHANNEL})
+            for first, second in joined
+        )
+    if structure == "shape":
+        return sslx.groups(
+            params, {f"^{path}$": sslx.SHAPE for path in kernels(params)}
+        )
+    if structure == "depth":
+        residual = any("stage" in path for path in kernels(params))
+        blocks = joined if residual else [(path,) for path in kernels(params)]
+        return _sum(
+            sslx.coupled(params, dict.fromkeys(block, sslx.LAYER)) for block in blocks
+        )
+    parts = []
+    if "filter" in structure:
+        parts += [sslx.groups(params, {f"^{a}$": sslx.FILTER}) for a, _ in joined]
+    if "channel" in structure:
+        parts += [sslx.groups(params, {f"^{b}$": sslx.CHANNEL}) for _, b in joined]
+    return _sum(parts)
+
+
+def _sum(parts: Iterable[sslx.Groups]) -> sslx.Groups:
+    classes = tuple(c for part in parts for c in part.classes)
+    if not classes:
+        raise ValueError("structure: this network has no groups of this structure")
+    return sslx.Groups(classes)
+
+
+def group_macs(groups: sslx.Groups, cost: measure.Cost) -> dict[str, float]:
+    """Share of the network's multiply-accumulates in one group of each class.
+
+    share(class) = sum over its kernels of MACs(kernel) / MACs(network) / groups
+    """
+    macs = {layer.name.removeprefix("params/"): layer.macs for layer in cost.layers}
+    return {
+        c.name: sum(macs[path] for path in {m.path for m in c.members})
+        / cost.macs
+        / c.count
+        for c in groups.classes
+    }
+
+
+def removed_share(
+    alive: dict[str, Bool[Array, "..."]], macs: dict[str, float]
+) -> Float[Array, ""]:
+    """Sum over zero groups of their share of the multiply-accumulates, 0..1.
+
+    An estimate: groups that cross (a filter and a channel of one kernel) count twice.
+    """
+    shares = [macs[name] * jnp.sum(~mask) for name, mask in alive.items()]
+    return jnp.sum(jnp.stack(shares))
+
+
+def observe(
+    penalty: sslx.GroupLasso, groups: sslx.Groups, macs: dict[str, float]
+) -> Any:
+    """params -> penalty, groups at zero, all groups, share of MACs removed."""
+
+    def watch(params: PyTree[Array]) -> dict[str, Array]:
+        alive = sslx.alive(groups, params)
+        zero = jnp.sum(jnp.stack([jnp.sum(~mask) for mask in alive.values()]))
+        return {
+            "penalty": sslx.penalty_value(penalty, groups, params),
+            "zero_groups": zero,
+            "groups": jnp.asarray(groups.count),
+            "removed_macs": removed_share(alive, macs),
+        }
+
+    return watch
+
+
+class TargetState(NamedTuple):
+    """Steps taken, and whether the target has been met."""
+
+    count: Int[Array, ""]
+    met: Bool[Array, ""]
+
+
+def proximal_to_target(
+    groups: sslx.Groups,
+    learning_rate: optax.Schedule,
+    strength: optax.Schedule,
+    macs: dict[str, float],
+    target: float,
+) -> optax.GradientTransformation:
+    """Group lasso by proximal steps until enough is zero; then zeros stay zero.
+
+    Until the zero groups hold the share `target` of the multiply-accumulates:
+        w <- prox(w + update), step learning_rate_t, lambda = strength_t
+    and from then on no penalty, and updates of zero groups are dropped.
+
+    Args:
+        groups: penalised groups.
+        learning_rate: the optimiser's schedule.
+        strength: lambda by step, per unit group norm.
+        macs: as `group_macs` gives them.
+        target: share of the network's multiply-accumulates to remove; 1 is never met.
+    """
+
+    def init(params: PyTree[Array]) -> TargetState:
+        del params
+        return TargetState(jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+
+    def update(updates: Any, state: TargetState, params: Any = None) -> Any:
+        alive = sslx.alive(groups, params)
+        moved = jax.tree.map(jnp.add, params, updates)
+        penalty = sslx.GroupLasso(strength(state.count))
+        shrunk = sslx.prox(penalty, groups, moved, learning_rate(state.count))
+        kept = sslx.scale(groups, moved, alive)
+        new = jax.tree.map(lambda a, b: jnp.where(state.met, a, b), kept, shrunk)
+        share = removed_share(sslx.alive(groups, new), macs)
+        met = state.met | (share >= target)
+        step = jax.tree.map(jnp.subtract, new, params)
+        return step, TargetState(state.count + 1, met)
+
+    return optax.GradientTransformation(init, update)
+
+
+def growing(start: float, growth: float, period: int) -> optax.Schedule:
+    """start * growth^(step / period)."""
+    return lambda step: start * growth ** (step / period)
+
+
+def norm_arrays(
+    groups: sslx.Groups, params: PyTree[Array]
+) -> dict[str, Float[np.ndarray, "..."]]:
+    """Every class's group norms, on the host, under the name of its first kernel."""
+    found = sslx.norms(groups, params)
+    return {
+        c.members[0].path.removesuffix("/kernel"): np.asarray(found[c.name])
+        for c in groups.classes
+    }

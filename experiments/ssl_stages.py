@@ -1,0 +1,283 @@
+"""The stages of `experiments.cifar_ssl`: each takes the context, gives its result."""
+
+import dataclasses
+import functools
+import statistics
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PyTree
+
+import sslx
+from experiments import data, models, runs, sparsity, train
+from sslx import measure
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What all stages share; what a stage trained is read from its checkpoint."""
+
+    config: Any
+    run: runs.Run
+    arrays: data.Arrays
+
+    @functools.cached_property
+    def model(self) -> nn.Module:
+        """The dense network."""
+        return models.create(self.config.model, len(self.arrays.classes))
+
+    @functools.cached_property
+    def trained(self) -> dict[str, Any]:
+        """Variables of the baseline; trains it where it is not complete."""
+        return _fit(self, baseline_stage(self), self.config.baseline_epochs)
+
+    @functools.cached_property
+    def sparse(self) -> dict[str, Any]:
+        """Variables with zero groups, of the dense shapes."""
+        return _fit(self, ssl_stage(self), self.config.ssl_epochs)
+
+    @functools.cached_property
+    def groups(self) -> sslx.Groups:
+        """What SSL penalises."""
+        params = self.trained["params"]
+        return sparsity.make_groups(self.config.structure, params, self.config.block)
+
+    @functools.cached_property
+    def small(self) -> Any:
+        """The compact network as SSL left it."""
+        folder = self.run.path("compact") / "model"
+        return sslx.load(folder, self.model.apply)
+
+    @functools.cached_property
+    def tuned(self) -> dict[str, Any]:
+        """Variables of the compact network after fine-tuning."""
+        return _fit(self, finetune_stage(self), self.config.finetune_epochs)
+
+    def images(self, count: int) -> Float[Array, "N H W C"]:
+        """The first test images, normalised."""
+        return train.preprocess(self.arrays)(
+            jnp.asarray(self.arrays.test_images[:count])
+        )
+
+    def schedule(self, peak: float, epochs: int) -> optax.Schedule:
+        """Linear from peak/20 up to `peak` in a fifth of the steps, cosine to zero."""
+        steps = epochs * self.per_epoch
+        return optax.warmup_cosine_decay_schedule(
+            peak / 20, peak, max(1, steps // 5), steps, 0.0
+        )
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of one epoch."""
+        return len(self.arrays.train_labels) // self.config.batch
+
+
+def _fit(context: Context, stage: train.Stage, epochs: int) -> dict[str, Any]:
+    config = context.config
+    options = train.Options(
+        epochs,
+        config.batch,
+        config.seed,
+        flip=context.arrays.name != "digits",
+        log_every=max(1, min(50, context.per_epoch // 4)),
+    )
+    return train.fit(stage, context.arrays, options, context.run.path(stage.name))
+
+
+def _sgd(
+    schedule: optax.Schedule, decay: float, skip: tuple[str, ...] = ()
+) -> optax.GradientTransformation:
+    """Nesterov SGD, momentum 0.9; L2 decay of kernels other than `skip`."""
+
+    def decayed(params: PyTree[Array]) -> PyTree[bool]:
+        return jax.tree_util.tree_map_with_path(
+            lambda keys, leaf: (
+                leaf.ndim > 1
+                and jax.tree_util.keystr(keys, simple=True, separator="/") not in skip
+            ),
+            params,
+        )
+
+    return optax.chain(
+        optax.add_decayed_weights(decay, decayed),
+        optax.sgd(schedule, momentum=0.9, nesterov=True),
+    )
+
+
+def baseline_stage(context: Context) -> train.Stage:
+    """The dense network from scratch."""
+    config = context.config
+    schedule = context.schedule(config.learning_rate, config.baseline_epochs)
+    shape = context.arrays.train_images.shape[1:]
+    return train.Stage(
+        "baseline",
+        context.model.apply,
+        models.init(context.model, shape, config.seed),
+        _sgd(schedule, config.weight_decay),
+        schedule,
+    )
+
+
+def ssl_stage(context: Context) -> train.Stage:
+    """Group lasso from the trained network, stronger until the target is met."""
+    config, groups = context.config, context.groups
+    schedule = context.schedule(config.ssl_learning_rate, config.ssl_epochs)
+    strength = sparsity.growing(config.strength, config.growth, context.per_epoch)
+    cost = measure.cost(context.model.apply, context.trained, context.images(1))
+    macs = sparsity.group_macs(groups, cost)
+    regularised = tuple(m.path for c in groups.classes for m in c.members)
+    return train.Stage(
+        "ssl",
+        context.model.apply,
+        context.trained,
+        optax.chain(
+            _sgd(schedule, config.weight_decay, regularised),
+            sparsity.proximal_to_target(
+                groups, schedule, strength, macs, config.target
+            ),
+        ),
+        schedule,
+        sparsity.observe(sslx.GroupLasso(config.strength), groups, macs),
+    )
+
+
+def finetune_stage(context: Context) -> train.Stage:
+    """The compact network, without any penalty."""
+    config = context.config
+    schedule = context.schedule(config.finetune_learning_rate, config.finetune_epochs)
+    return train.Stage(
+        "finetune",
+        context.small.apply,
+        context.small.variables,
+        _sgd(schedule, config.weight_decay),
+        schedule,
+    )
+
+
+def baseline(context: Context) -> dict[str, Any]:
+    """Accuracy and cost of the dense network."""
+    variables = context.trained
+    return _trained_result(context, "baseline", context.model.apply, variables)
+
+
+def ssl(context: Context) -> dict[str, Any]:
+    """Accuracy with zero groups still in place, and how many there are."""
+    variables = context.sparse
+    result = _trained_result(context, "ssl", context.model.apply, variables)
+    alive = sslx.alive(context.groups, variables["params"])
+    zeros = {name: int(jnp.sum(~mask)) for name, mask in alive.items()}
+    return {**result, "zero_groups": zeros, "groups": context.groups.count}
+
+
+def compact(context: Context) -> dict[str, Any]:
+    """Remove what is zero, and compare with the zeroed dense network on real images.
+
+    Raises:
+        train.TrainingError: the compact network computes something else.
+    """
+    images = context.images(min(1000, len(context.arrays.test_labels)))
+    small = sslx.compact(context.model.apply, context.sparse, images[:1])
+    sslx.save(context.run.path("compact") / "model", small)
+    wanted = jax.jit(context.model.apply)(context.sparse, images)
+    got = jax.jit(small.apply)(small.variables, images)
+    error = float(jnp.max(jnp.abs(got - wanted)) / jnp.max(jnp.abs(wanted)))
+    if not error < 1e-4:
+        raise train.TrainingError(
+            f"compact: its outputs differ from the zeroed network's by {error:.2g} "
+            "of the largest one, expected rounding (below 1e-4)"
+        )
+    print(small.summary())
+    print(f"compact and zeroed outputs agree to {error:.1e} on {len(images)} images")
+    before = measure.cost(context.model.apply, context.sparse, images[:1])
+    after = measure.cost(small.apply, small.variables, images[:1])
+    return {
+        "relative_error": error,
+        "images": len(images),
+        "macs": after.macs,
+        "parameters": after.parameters,
+        "layers": _layers(before, after),
+    }
+
+
+def finetune(context: Context) -> dict[str, Any]:
+    """Train the compact network and save it, ready for `sslx.load`."""
+    tuned = context.tuned
+    result = _trained_result(context, "finetune", context.small.apply, tuned)
+    model = dataclasses.replace(context.small, variables=tuned)
+    sslx.save(context.run.path("finetune") / "model", model)
+    return result
+
+
+def benchmark(context: Context) -> dict[str, Any]:
+    """Dense against compact, same compiler options, interleaved, several batches."""
+    timings = {}
+    dense = jax.jit(context.model.apply)
+    small = jax.jit(context.small.apply)
+    for batch in context.config.benchmark_batches:
+        images = context.images(batch)
+        found = measure.latency(
+            {
+                "dense": functools.partial(dense, context.trained, images),
+                "compact": functools.partial(small, context.tuned, images),
+            },
+            repeats=context.config.benchmark_repeats,
+            control=True,
+        )
+        timings[str(batch)] = found.as_dict()
+        print(f"batch {batch}\n{found}")
+    return {"latency": timings}
+
+
+def report(context: Context) -> dict[str, Any]:
+    """Pictures, one HTML page and a table on the terminal."""
+    from experiments import ssl_report
+
+    return ssl_report.write(context)
+
+
+def _trained_result(
+    context: Context, stage: str, apply: train.Apply, variables: dict[str, Any]
+) -> dict[str, Any]:
+    rows = train.read_metrics(context.run.path(stage) / "metrics.jsonl")
+    cost = measure.cost(apply, variables, context.images(1))
+    return {
+        "test_accuracy": rows[-1]["test_accuracy"],
+        "macs": cost.macs,
+        "parameters": cost.parameters,
+        "weights": cost.weights,
+        "training_seconds": round(training_seconds(rows, context.config.batch), 1),
+    }
+
+
+def training_seconds(rows: list[dict[str, Any]], batch: int) -> float:
+    """Time in training steps, from the logged rates: sum of images / (images/s)."""
+    rates = [row["images_per_second"] for row in rows if row["images_per_second"] > 0]
+    usual = statistics.median(rates) if rates else float("nan")
+    steps = np.diff([0, *(row["step"] for row in rows)])
+    seconds = (
+        step * batch / (row["images_per_second"] or usual)
+        for step, row in zip(steps.tolist(), rows, strict=True)
+    )
+    return sum(seconds)
+
+
+def _layers(before: measure.Cost, after: measure.Cost) -> list[dict[str, Any]]:
+    """Kernel shape and MACs of every layer, dense and compact; () where it is gone."""
+    kept = {layer.name: layer for layer in after.layers}
+    rows = []
+    for layer in before.layers:
+        now = kept.get(layer.name)
+        rows.append(
+            {
+                "name": layer.name.removeprefix("params/").removesuffix("/kernel"),
+                "kernel": list(layer.kernel),
+                "kernel_after": list(now.kernel) if now else [],
+                "macs": layer.macs,
+                "macs_after": now.macs if now else 0,
+            }
+        )
+    return rows
