@@ -19,8 +19,6 @@ def test_no_output_is_stored(notebook):
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
 
 
-# Starting a kernel warns about its own event loop and file locks, not about ours.
-@pytest.mark.filterwarnings("default")
 def test_it_runs(notebook, tmp_path, monkeypatch):
     monkeypatch.delenv("MPLBACKEND", raising=False)  # pictures go into the notebook
     client = NotebookClient(
