@@ -59,7 +59,7 @@ class Config:
     """Epochs from scratch."""
     learning_rate: float = 0.3
     """Baseline: peak of warm-up and cosine."""
-    ssl_epochs: int = 5
+    ssl_epochs: int = 4
     """Epochs of SSL, from the trained baseline."""
     ssl_learning_rate: float = 0.1
     """SSL: peak of warm-up and cosine."""
@@ -69,11 +69,11 @@ class Config:
     """Filters and channels in one group: fast widths are multiples of 8."""
     strength: float = 5e-3
     """Group lasso's lambda at the start of SSL, per unit group norm."""
-    growth: float = 4.0
+    growth: float = 8.0
     """Factor of lambda per epoch, until the target is met; 1 keeps it fixed."""
     target: float = 0.4
     """Share of multiply-accumulates in zero groups that ends the growth; 1: never."""
-    finetune_epochs: int = 3
+    finetune_epochs: int = 2
     """Epochs of the compact network."""
     finetune_learning_rate: float = 0.05
     """Fine-tuning: peak of warm-up and cosine."""
