@@ -234,7 +234,11 @@ class _Walk:
 
     def scan(self, eqn: Any, ins: list[_Origin], times: int) -> list[_Origin]:
         body, _ = open_jaxpr(eqn.params["jaxpr"])
-        consts, carries = eqn.params["num_consts"], eqn.params["num_carry"]
+        # What is scanned over has one axis less inside; how parameters of the equation
+        # spell these numbers changes between versions of JAX.
+        scanned = sum(map(_loses_axis, eqn.invars, body.invars))
+        carries = len(body.outvars) - sum(map(_loses_axis, eqn.outvars, body.outvars))
+        consts = len(body.invars) - scanned - carries
         settled = self._settle(
             lambda walk, carry: walk.run(
                 body, [*ins[:consts], *carry, *ins[consts + carries :]], 1
@@ -340,6 +344,10 @@ def _conv_macs(
         inside *= met
         every *= met if hole > 1 else taps * places
     return every, inside
+
+
+def _loses_axis(outer: Any, inner: Any) -> bool:
+    return outer.aval.ndim > inner.aval.ndim
 
 
 def _bytes(aval: Any) -> int:
