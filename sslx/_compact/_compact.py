@@ -311,16 +311,18 @@ def _fixed_point(
         if all(_same(fresh[p], zeros[p]) for p in zeros):
             return zeros
         zeros = fresh
+        live.release()
     raise RuntimeError(f"compaction found no fixed point in {_ROUNDS} rounds")
 
 
 def _analyse(live: Liveness, program: Program, zeros: Mapping[str, Masks]) -> None:
-    facts = [Facts(z, full(v, True), True) for z, v in _pairs(zeros, program)]
+    facts = [Facts(z, full(v, True), True, True) for z, v in _pairs(zeros, program)]
     rest = program.inputs[len(facts) :]
     facts += [Facts(full(v, False), full(v, False)) for v in rest]
     live.forward(facts)
-    live.backward([full(v, True) for v in program.outputs])
-    require_constants(live)
+    wanted = [full(v, True) for v in program.outputs]
+    live.backward(wanted)
+    require_constants(live, wanted)
 
 
 def _pairs(zeros: Mapping[str, Masks], program: Program) -> list[tuple[Masks, Value]]:
@@ -417,7 +419,7 @@ def _run(self: Compact, traced: _Traced, leaves: list[Any], call: Call) -> PyTre
     for path, leaf in entries:
         zeros[path] = _masks(leaf, leaf.zero, False)
         kept.append(_masks(leaf, leaf.kept, True))
-    facts = [Facts(z, full(v, True), True) for z, v in _pairs(zeros, program)]
+    facts = [Facts(z, full(v, True), True, True) for z, v in _pairs(zeros, program)]
     rest = program.inputs[len(facts) :]
     facts += [Facts(full(v, False), full(v, False)) for v in rest]
     live.forward(facts)
@@ -426,7 +428,7 @@ def _run(self: Compact, traced: _Traced, leaves: list[Any], call: Call) -> PyTre
         for v, name in zip(program.outputs, traced.state, strict=True)
     ]
     live.backward(wanted)
-    require_constants(live)
+    require_constants(live, wanted)
     _check_coverage(self, live, kept)
     carriers = [
         functools.partial(_dense, self, path, array, live.constant_need.get(value))

@@ -67,19 +67,20 @@ def folded(liveness: Liveness, equation: Equation) -> list[FoldedTerms]:
     return rows
 
 
-def require(liveness: Liveness, outputs: list[Masks | None]) -> list[Masks | None]:
-    """Constant slices needed of the inputs, given those needed of the outputs."""
-    need = liveness.constant_need = {}
+def require(liveness: Liveness, outputs: Sequence[Masks]) -> None:
+    """Find the constant slices needed of every value, given the wanted outputs."""
+    liveness.constant_need = {}
     for value, masks in zip(liveness.program.outputs, outputs, strict=True):
-        if masks is not None:
-            add(need, value, masks)
+        _seed_filled(liveness, value, masks)
+    _propagate(liveness)
+
+
+def _propagate(liveness: Liveness) -> None:
+    need = liveness.constant_need
     for eqn in reversed(liveness.program.equations):
         body = liveness.inner.get(eqn)
         if isinstance(body, Call):
-            inner = require(body.inside, [need.get(v) for v in eqn.outputs])
-            for value, masks in zip(eqn.inputs, inner, strict=True):
-                if masks is not None:
-                    add(need, value, masks)
+            _through_call(liveness, eqn, body.inside)
             continue
         if body is not None:
             continue
@@ -100,23 +101,39 @@ def require(liveness: Liveness, outputs: list[Masks | None]) -> list[Masks | Non
                 eqn.inputs, pull(eqn, rel, wanted, terms), strict=True
             ):
                 add(need, value, masks)
-    return [need.get(v) for v in liveness.program.inputs]
+
+
+def _through_call(liveness: Liveness, eqn: Equation, inside: Liveness) -> None:
+    need = liveness.constant_need
+    inside.constant_need = {}
+    for outer, value in zip(eqn.outputs, inside.program.outputs, strict=True):
+        if outer in need:
+            add(inside.constant_need, value, need[outer])
+        if liveness.runs(eqn):
+            _seed_filled(inside, value, liveness.alive(outer))
+    _propagate(inside)
+    for outer, value in zip(eqn.inputs, inside.program.inputs, strict=True):
+        if value in inside.constant_need:
+            add(need, outer, inside.constant_need[value])
 
 
 def _seed(liveness: Liveness, eqn: Equation) -> None:
     targets = liveness.targets(eqn)
     need = liveness.constant_need
     for value, target in zip(eqn.inputs, targets, strict=True):
-        absent = filled(liveness, value, target)
-        for axis, mask in enumerate(absent or ()):
-            if mask.any():
-                add(need, value, _replaced(target, axis, mask))
+        _seed_filled(liveness, value, target)
     for row in folded(liveness, eqn):
         operand, partner = eqn.inputs[row.operand], eqn.inputs[row.partner.operand]
         wide = full(operand, True)
         add(need, operand, _replaced(wide, row.axis, row.mask))
         target = targets[row.partner.operand]
         add(need, partner, _replaced(target, row.partner.axis, row.partner_mask))
+
+
+def _seed_filled(liveness: Liveness, value: Value, target: Masks) -> None:
+    for axis, mask in enumerate(filled(liveness, value, target) or ()):
+        if mask.any():
+            add(liveness.constant_need, value, _replaced(target, axis, mask))
 
 
 def _replaced(masks: Masks, axis: int, mask: np.ndarray) -> Masks:
@@ -154,13 +171,27 @@ class Carrier:
                 continue
             eqn = self._producer[top]
             missing = [v for v in eqn.inputs if v not in self._values]
+            missing = missing if _carries(eqn) else []
             if missing:
                 stack += missing
                 continue
-            outs = evaluate(eqn, [self._values[v] for v in eqn.inputs])
+            outs = self._outputs(eqn)
             self._values.update(zip(eqn.outputs, outs, strict=True))
             stack.pop()
         return self._values[value]
+
+
+    def _outputs(self, eqn: Equation) -> list[Any]:
+        if _carries(eqn):
+            return evaluate(eqn, [self._values[v] for v in eqn.inputs])
+        return [np.zeros((1,) * len(v.shape), _plain(v.dtype)) for v in eqn.outputs]
+
+
+def _carries(eqn: Equation) -> bool:
+    """Whether constants come through an equation; if not, nothing of it is read."""
+    if eqn.bodies:
+        return eqn.name not in ("scan", "cond")
+    return relation(eqn).constant
 
 
 def _plain(dtype: Any) -> Any:
@@ -210,21 +241,23 @@ def _elementwise(eqn: Equation) -> bool:
     return named and not reducing and not windowed and len(ranks) <= 1
 
 
+_ANY_SIZE = {"transpose", "rev", "squeeze", "dot_general", "cumsum", "cumprod", "cummax"}
+
+
 def _expand(eqn: Equation, rel: Relation, k: int, operands: list[Any]) -> Any:
     """Give an operand its full size, except on axes that merely run along."""
     value = eqn.inputs[k]
     if not value.shape:
         return operands[k]
-    thin = {
-        x.in_axis
-        for x in rel.links
-        if x.operand == k and x.in_label is None and x.out_label is None
-    }
+    thin: set[int] = set()
+    if eqn.name == "conv_general_dilated":
+        thin = {eqn.params["dimension_numbers"].lhs_spec[0]} if k == 0 else set()
+    elif eqn.name in _ANY_SIZE or eqn.name.startswith("reduce"):
+        plain = [x for x in rel.links if x.in_label is None and x.out_label is None]
+        thin = {x.in_axis for x in plain if x.operand == k}
     if eqn.name == "dot_general":
         _, batch = eqn.params["dimension_numbers"]
         thin -= set(batch[k])
-    if eqn.name in ("concatenate", "stack", "dynamic_update_slice"):
-        thin = set()
     thin -= {m.axis for s in rel.sums for m in s if m.operand == k}
     shape = [
         have if a in thin else want
@@ -267,9 +300,3 @@ def flatten_uniform(array: Any) -> Any:
         if array.shape[axis] > 1 and math.prod(array.shape) and (array == first).all():
             array = first
     return array
-
-
-def require_inputs(liveness: Liveness) -> None:
-    """Find the constant slices needed of every value, outputs of the program filled."""
-    wanted = [filled(liveness, v, full(v, True)) for v in liveness.program.outputs]
-    require(liveness, list(wanted))

@@ -43,11 +43,13 @@ class Facts:
       zero: slices that are zero.
       constant: slices that do not depend on the inputs; includes the zero ones.
       static: the value is computed from parameters and literals alone.
+      weight: it is static, and not from literals only.
     """
 
     zero: Masks
     constant: Masks
     static: bool = False
+    weight: bool = False
 
 
 def literal_facts(value: Value) -> Facts:
@@ -134,7 +136,7 @@ class Liveness:
         if forced is not None:
             zero = [m & ~f for m, f in zip(facts.zero, forced, strict=True)]
             constant = [m & ~f for m, f in zip(facts.constant, forced, strict=True)]
-            facts = Facts(zero, constant, facts.static)
+            facts = Facts(zero, constant, facts.static, facts.weight)
         self.facts[value] = facts
 
     # Backward.
@@ -202,6 +204,12 @@ class Liveness:
 
     # Forcing.
 
+    def release(self) -> None:
+        """Forget what was forced, here and in all bodies."""
+        self.forced = {}
+        for body in self.inner.values():
+            body.inside.release()
+
     def force(self, value: Value, masks: Masks) -> bool:
         """Keep slices computed though they are zero or constant; False if they were."""
         work, changed = [(value, masks)], False
@@ -258,6 +266,7 @@ def label_of(equation: Equation, member: Summed) -> np.ndarray:
 
 def _forward(eqn: Equation, rel: Relation, ins: list[Facts]) -> list[Facts]:
     static = rel.constant and all(f.static for f in ins)
+    weight = static and any(f.weight for f in ins)
     counting = range(len(ins)) if rel.zero_operands is None else rel.zero_operands
     if rel.zero == "first":
         counting = [0] if ins else []
@@ -280,7 +289,7 @@ def _forward(eqn: Equation, rel: Relation, ins: list[Facts]) -> list[Facts]:
             constant = [np.logical_and.reduce(m) for m in zip(*parts, strict=True)]
         zero = _normal(zero)
         constant = _normal([c | z for c, z in zip(constant, zero, strict=True)])
-        outs.append(Facts(zero, constant, static))
+        outs.append(Facts(zero, constant, static, weight))
     return outs
 
 
@@ -353,6 +362,8 @@ def pull(
 
 class Body:
     """An equation whose meaning is the program in it; see `sslx.graph._bodies`."""
+
+    inside: Liveness
 
     def forward(self, ins: list[Facts]) -> list[Facts]:
         """Facts of the outputs."""

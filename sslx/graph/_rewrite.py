@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sslx import _jax_compat
-from sslx.graph._bodies import Call
+from sslx.graph._bodies import Call, Scan, stacked
 from sslx.graph._constants import (
     Carrier,
     FoldedTerms,
@@ -58,17 +58,22 @@ class Rewriter:
         self,
         inputs: Sequence[tuple[Any, Masks] | None],
         outputs: Sequence[Masks],
+        only: Sequence[int] | None = None,
     ) -> list[Any]:
-        """Outputs over the wanted slices, from inputs held over some of theirs."""
+        """Outputs over the wanted slices, from inputs held over some of theirs.
+
+        With `only`, outputs at other positions are None.
+        """
         for value, pair in zip(self.live.program.inputs, inputs, strict=True):
             if pair is not None:
                 self.held[value] = pair
         for eqn in self.live.program.equations:
             if self.live.runs(eqn):
                 self._equation(eqn)
+        rows = enumerate(zip(self.live.program.outputs, outputs, strict=True))
         return [
-            self.deliver(value, masks)
-            for value, masks in zip(self.live.program.outputs, outputs, strict=True)
+            self.deliver(value, masks) if only is None or k in only else None
+            for k, (value, masks) in rows
         ]
 
     def _equation(self, eqn: Equation) -> None:
@@ -76,6 +81,8 @@ class Rewriter:
         if isinstance(body, Call):
             results = self._call(eqn, body.inside)
             masks = [self.live.alive(v) for v in eqn.outputs]
+        elif isinstance(body, Scan):
+            results, masks = self._scan(eqn, body)
         else:
             results, masks = self._primitive(eqn)
         for value, array, mask in zip(eqn.outputs, results, masks, strict=True):
@@ -146,6 +153,43 @@ class Rewriter:
                 policy=eqn.params["policy"],
             )
         return list(run(*present))
+
+    def _scan(self, eqn: Equation, body: Scan) -> tuple[list[Any], list[Masks]]:
+        needs = body.backward([self.live.alive(v) for v in eqn.outputs])
+        present = [all(m.any() for m in n) for n in needs]
+        operands = [
+            self.deliver(v, n) if p else None
+            for v, n, p in zip(eqn.inputs, needs, present, strict=True)
+        ]
+        stop = body.consts + body.carries
+        inner = [n if k < stop else n[1:] or full(Value((), None), True) for k, n in enumerate(needs)]
+        kept = [
+            k
+            for k, masks in enumerate(body.wanted)
+            if all(m.any() for m in masks)
+        ]
+
+        def step(carry: Any, xs: Any) -> Any:
+            arrays = [*operands[: body.consts], *carry, *xs]
+            ins = [
+                (x, m) if p else None
+                for x, m, p in zip(arrays, inner, present, strict=True)
+            ]
+            rewriter = Rewriter(body.inside, [None] * len(ins))
+            outs = rewriter.run(ins, body.wanted, only=kept)
+            return outs[: body.carries], outs[body.carries :]
+
+        carry, ys = jax.lax.scan(
+            step,
+            operands[body.consts : stop],
+            operands[stop:],
+            length=eqn.params["length"],
+            reverse=eqn.params["reverse"],
+            unroll=eqn.params["unroll"],
+        )
+        rows = zip(body.wanted[body.carries :], eqn.outputs[body.carries :], strict=True)
+        masks = [*body.wanted[: body.carries], *(stacked(m, v) for m, v in rows)]
+        return [*carry, *ys], masks
 
     def deliver(self, value: Value, target: Masks) -> Any:
         """A value over the wanted slices, moved and filled as needed."""

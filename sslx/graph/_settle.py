@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from sslx.graph._bodies import Call
+from sslx.graph._bodies import Call, Scan
 from sslx.graph._liveness import Liveness, full
 from sslx.graph._program import Equation, Value
 from sslx.graph._relation import Mask, Masks, Summed
@@ -34,8 +34,34 @@ def settle(liveness: Liveness, alignment: Alignment) -> bool:
                 inner = body.inside.program.inputs[k]
                 if inner in body.inside.forced:
                     changed |= liveness.force(value, body.inside.forced[inner])
+        elif isinstance(body, Scan):
+            changed |= _settle_scan(liveness, eqn, body, alignment)
         elif body is None:
             changed |= _settle_equation(liveness, eqn, alignment, work)
+    return changed
+
+
+def _settle_scan(
+    liveness: Liveness, eqn: Equation, body: Scan, alignment: Alignment
+) -> bool:
+    """Every step lines up with the carry; so does what enters from outside."""
+    changed = settle(body.inside, alignment)
+    if alignment != "scatter":
+        for value, masks in zip(body.inside.program.outputs, body.wanted, strict=True):
+            alive = body.inside.alive(value)
+            missing = [m & ~a for m, a in zip(masks, alive, strict=True)]
+            if all(a.any() for a in alive) and any(m.any() for m in missing):
+                changed |= body.inside.force(value, missing)
+    for k, masks in body.forced():
+        changed |= liveness.force(eqn.inputs[k], masks)
+    targets = body.backward([liveness.alive(v) for v in eqn.outputs])
+    for value, target in zip(eqn.inputs, targets, strict=True):
+        alive = liveness.alive(value)
+        missing = [t & ~a for t, a in zip(target, alive, strict=True)]
+        if value.literal is None and any(m.any() for m in missing):
+            keep = alignment != "scatter" and all(a.any() for a in alive)
+            if liveness.of(value).weight or keep:
+                changed |= liveness.force(value, missing)
     return changed
 
 
@@ -76,13 +102,13 @@ def _settle_equation(
         missing = [t & ~a for t, a in zip(target, alive, strict=True)]
         if any(m.any() for m in missing):
             dead = not all(m.any() for m in alive)
-            static = liveness.of(value).static
+            weight = liveness.of(value).weight
             saved = max(m.sum() for m in missing) * work.of(value)
             moved = max(t.sum() for t in target)
             cheap = saved < MACS_PER_MOVE * moved
             keep = alignment == "align" or (alignment == "auto" and cheap)
             linked = bool(rel.links) and rel.known
-            if static or (not dead and (keep or not linked)):
+            if weight or (not dead and (keep or not linked)):
                 changed |= liveness.force(value, missing)
     if alignment != "scatter":
         changed |= _settle_sums(liveness, eqn, targets, alignment)

@@ -1,0 +1,50 @@
+"""The laws of compaction, on networks made at random, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sslx
+from tests.networks import network
+
+
+def check(seed: int, alignment: str = "auto", constants: str = "fold") -> None:
+    net = network(seed)
+    x = jax.random.normal(jax.random.key(seed), net.image, jnp.float64)
+    params = net.params
+    small = sslx.compact(net.apply, params, x, alignment=alignment, constants=constants)
+    dense = net.apply(params, x)
+    close(small.apply(small.variables, x), dense, net)
+    more = jnp.concatenate([x, 2 * x])
+    close(small.apply(small.variables, more), net.apply(params, more), net)
+    close(net.apply(small.expand(), x), dense, net)
+    check_gradients(net, small, x)
+    twice = sslx.compact(
+        small.apply, small.variables, x, alignment=alignment, constants=constants
+    )
+    sizes = {p: leaf.kept for p, leaf in twice.plan.leaves.items()}
+    assert all(k is None for kept in sizes.values() for k in kept), net.description
+
+
+def close(got, want, net) -> None:
+    scale = float(jnp.abs(want).max()) + 1e-30
+    error = float(jnp.abs(got - want).max()) / scale
+    assert error < 1e-10, f"{net.description}: relative error {error:.1e}"
+
+
+def check_gradients(net, small, x) -> None:
+    weights = jax.random.normal(jax.random.key(0), net.apply(net.params, x).shape)
+    dense = jax.grad(lambda p: (net.apply(p, x) * weights).sum())(net.params)
+    reduced = jax.grad(lambda p: (small.apply(p, x) * weights).sum())(small.variables)
+    scale = max(float(jnp.abs(g).max()) for g in dense.values()) + 1e-30
+    want = sslx.apply_plan(small.plan, dense)
+    for path, g in reduced.items():
+        if g.size:
+            error = float(np.abs(g - want[path]).max()) / scale
+            assert error < 1e-9, f"{net.description}: gradient of {path}: {error:.1e}"
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_compaction_is_exact(seed: int, float64) -> None:
+    check(seed)
