@@ -110,7 +110,7 @@ def learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
             axes[2].plot([], [], color=_ORANGE, label="MACs they hold")
             axes[2].legend(loc="upper left")
         axes[-1].set_xlabel("epochs, all stages")
-        axes[-1].set_xlim(0, start)
+        axes[-1].set_xlim(0, 1.01 * start)
     return figure
 
 
@@ -158,7 +158,7 @@ def layer_widths(layers: Sequence[Mapping[str, Any]]) -> Figure:
         left.set_title("filters")
         _before_after(right, names, macs, macs_after)
         right.set_title("million multiply-accumulates")
-        right.legend(loc="lower right")
+        right.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
         left.invert_yaxis()
     return figure
 
@@ -257,7 +257,8 @@ def latency_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Time of every candidate relative to the first of its batch size, with quartiles.
 
     Args:
-        rows: Records with `batch`, `name`, `median`, `q1` and `q3` (seconds per call).
+        rows: Records with `batch`, `name`, `median`, `q1`, `q3` (seconds per call) and
+            `speedup`.
     """
     batches = list(dict.fromkeys(row["batch"] for row in rows))
     with matplotlib.rc_context(_STYLE):
@@ -276,7 +277,7 @@ def latency_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 axis.plot([low, high], [y, y], color=_INK, lw=1.4)
                 label = f"  {1e3 * row['median']:.3g} ms"
                 if place:
-                    label += f"  ({1 / centre:.2f}x)"
+                    label += f"  ({row['speedup']:.2f}x)"
                 axis.text(max(centre, high), y, label, va="center", fontsize=8.5)
                 names.append(f"batch {batch}  {row['name']}")
         axis.set_yticks(range(len(names)), names)

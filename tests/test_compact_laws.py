@@ -10,7 +10,11 @@ from tests.networks import network
 
 
 def check(seed: int, alignment: str = "auto", constants: str = "fold") -> None:
-    net = network(seed)
+    with jax.numpy_rank_promotion("allow"):
+        check_network(network(seed), seed, alignment, constants)
+
+
+def check_network(net, seed: int, alignment: str, constants: str) -> None:
     x = jax.random.normal(jax.random.key(seed), net.image, jnp.float64)
     params = net.params
     small = sslx.compact(net.apply, params, x, alignment=alignment, constants=constants)
@@ -20,11 +24,16 @@ def check(seed: int, alignment: str = "auto", constants: str = "fold") -> None:
     close(small.apply(small.variables, more), net.apply(params, more), net)
     close(net.apply(small.expand(), x), dense, net)
     check_gradients(net, small, x)
+    if alignment != "auto":
+        check_idempotent(net, small, x, alignment, constants)
+
+
+def check_idempotent(net, small, x, alignment: str, constants: str) -> None:
     twice = sslx.compact(
         small.apply, small.variables, x, alignment=alignment, constants=constants
     )
-    sizes = {p: leaf.kept for p, leaf in twice.plan.leaves.items()}
-    assert all(k is None for kept in sizes.values() for k in kept), net.description
+    left = {p: leaf.kept for p, leaf in twice.plan.leaves.items()}
+    assert all(k is None for kept in left.values() for k in kept), net.description
 
 
 def close(got, want, net) -> None:
@@ -45,6 +54,16 @@ def check_gradients(net, small, x) -> None:
             assert error < 1e-9, f"{net.description}: gradient of {path}: {error:.1e}"
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_compaction_is_exact(seed: int, float64) -> None:
-    check(seed)
+SETTINGS = [(a, c) for a in ("auto", "align", "scatter") for c in ("fold", "keep")]
+
+
+@pytest.mark.parametrize("seed", range(36))
+def test_compaction_is_exact(seed: int, x64) -> None:
+    check(seed, *SETTINGS[seed % 6])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1000, 1400))
+def test_compaction_is_exact_on_many(seed: int, x64) -> None:
+    for alignment, constants in SETTINGS:
+        check(seed, alignment, constants)

@@ -300,18 +300,18 @@ def _fixed_point(
     params = traced.program.inputs[: len(leaves)]
     for _ in range(_ROUNDS):
         _analyse(live, traced.program, zeros)
-        if settle(live, alignment):
+        if live.narrow():
             continue
-        if not look:
-            return zeros
         fresh = {
-            path: _restricted(live, value, leaf, zeros[path])
+            path: _restricted(live, value, leaf, zeros[path]) if look else zeros[path]
             for (path, leaf), value in zip(leaves.items(), params, strict=True)
         }
-        if all(_same(fresh[p], zeros[p]) for p in zeros):
+        if any(not _same(fresh[p], zeros[p]) for p in zeros):
+            zeros = fresh
+        elif settle(live, alignment):
+            live.widen()
+        else:
             return zeros
-        zeros = fresh
-        live.release()
     raise RuntimeError(f"compaction found no fixed point in {_ROUNDS} rounds")
 
 
@@ -417,18 +417,21 @@ def _run(self: Compact, traced: _Traced, leaves: list[Any], call: Call) -> PyTre
     entries = list(plan.leaves.items())
     zeros, kept = {}, []
     for path, leaf in entries:
-        zeros[path] = _masks(leaf, leaf.zero, False)
-        kept.append(_masks(leaf, leaf.kept, True))
+        zeros[path] = _masks(leaf, "zero")
+        kept.append(_masks(leaf, "kept"))
     facts = [Facts(z, full(v, True), True, True) for z, v in _pairs(zeros, program)]
     rest = program.inputs[len(facts) :]
     facts += [Facts(full(v, False), full(v, False)) for v in rest]
-    live.forward(facts)
     wanted = [
-        full(v, True) if name is None else _masks(plan.leaves[name], plan.leaves[name].kept, True)
+        full(v, True) if name is None else _masks(plan.leaves[name], "kept")
         for v, name in zip(program.outputs, traced.state, strict=True)
     ]
-    live.backward(wanted)
-    require_constants(live, wanted)
+    narrower = True
+    while narrower:
+        live.forward(facts)
+        live.backward(wanted)
+        require_constants(live, wanted)
+        narrower = live.narrow()
     _check_coverage(self, live, kept)
     carriers = [
         functools.partial(_dense, self, path, array, live.constant_need.get(value))
@@ -442,10 +445,12 @@ def _run(self: Compact, traced: _Traced, leaves: list[Any], call: Call) -> PyTre
     return jax.tree_util.tree_unflatten(traced.treedef, outs)
 
 
-def _masks(leaf: LeafPlan, axes: Any, default: bool) -> Masks:
+def _masks(leaf: LeafPlan, what: Literal["kept", "zero"]) -> Masks:
+    """The kept, or the removed zero, indices as masks."""
+    axes = leaf.kept if what == "kept" else leaf.zero
     masks = []
     for n, indices in zip(leaf.shape or (1,), axes or (None,), strict=True):
-        mask = np.full(n, default if indices is None else False)
+        mask = np.full(n, what == "kept" and indices is None)
         if indices is not None:
             mask[list(indices)] = True
         masks.append(mask)

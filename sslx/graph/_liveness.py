@@ -79,6 +79,7 @@ class Liveness:
         self.need: dict[Value, Masks] = {}
         self.constant_need: dict[Value, Masks] = {}
         self.forced: dict[Value, Masks] = {}
+        self.unread: dict[Value, Masks] = {}
         self.relations: dict[Equation, Relation] = {}
         self.inner: dict[Equation, Body] = {}
         self.producer: dict[Value, Equation] = {}
@@ -132,6 +133,11 @@ class Liveness:
         return [self.of(v) for v in self.program.outputs]
 
     def _set(self, value: Value, facts: Facts) -> None:
+        unread = self.unread.get(value)
+        if unread is not None:
+            zero = _normal([m | u for m, u in zip(facts.zero, unread, strict=True)])
+            constant = [m | z for m, z in zip(facts.constant, zero, strict=True)]
+            facts = Facts(zero, constant, facts.static, facts.weight)
         forced = self.forced.get(value)
         if forced is not None:
             zero = [m & ~f for m, f in zip(facts.zero, forced, strict=True)]
@@ -203,6 +209,34 @@ class Liveness:
         )
 
     # Forcing.
+
+    def narrow(self) -> bool:
+        """Count slices that nothing reads as zero from now on; False if none is new.
+
+        What is computed from them is not read either, so nothing that is changes; but a
+        slice of which only such parts are not zero is now zero.
+        """
+        changed = False
+        for value, facts in self.facts.items():
+            reads = self.need.get(value), self.constant_need.get(value)
+            masks = full(value, True)
+            for read in reads:
+                if read is not None:
+                    masks = [m & ~r for m, r in zip(masks, read, strict=True)]
+            if value.literal is not None or not any(m.any() for m in masks):
+                continue
+            new = any((m & ~z).any() for m, z in zip(masks, facts.zero, strict=True))
+            changed |= new and any(not m.all() for m in masks)
+            self.unread[value] = masks
+        for body in self.inner.values():
+            changed |= body.inside.narrow()
+        return changed
+
+    def widen(self) -> None:
+        """Forget what `narrow` found, here and in all bodies."""
+        self.unread = {}
+        for body in self.inner.values():
+            body.inside.widen()
 
     def release(self) -> None:
         """Forget what was forced, here and in all bodies."""

@@ -98,7 +98,11 @@ def _constant(value: Any) -> Value:
 
 
 def _inline(
-    jaxpr: Any, consts: list[Any], inputs: list[Value], equations: list[Equation]
+    jaxpr: Any,
+    consts: list[Any],
+    inputs: list[Value],
+    equations: list[Equation],
+    caller: str = "",
 ) -> list[Value]:
     env: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
     env.update((v, _constant(c)) for v, c in zip(jaxpr.constvars, consts, strict=True))
@@ -111,9 +115,10 @@ def _inline(
     for eqn in jaxpr.eqns:
         operands = [read(atom) for atom in eqn.invars]
         name = eqn.primitive.name
+        source = _jax_compat.source_line(eqn) or caller
         if name in _INLINED:
             body, body_consts = _jax_compat.open_jaxpr(eqn.params[_INLINED[name]])
-            results = _inline(body, body_consts, operands, equations)
+            results = _inline(body, body_consts, operands, equations, source)
         else:
             results = [Value(v.aval.shape, v.aval.dtype) for v in eqn.outvars]
             bodies = tuple(build(eqn.params[key]) for key in _BODIES.get(name, ()))
@@ -125,7 +130,7 @@ def _inline(
                     operands,
                     results,
                     dict(eqn.params),
-                    _jax_compat.source_line(eqn),
+                    source,
                     _jax_compat.scope(eqn),
                     bodies,
                 )

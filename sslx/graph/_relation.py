@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-Mask = Bool[np.ndarray, "n"]
+Mask = Bool[np.ndarray, "_"]
 Masks = list[Mask]
-Labels = Int[np.ndarray, "n"]
+Labels = Int[np.ndarray, "_"]
 
 Zero = Literal["all", "any", "first", "never"]
 """When a slice of the output is zero: if it is in all operands (`x + y`), in any

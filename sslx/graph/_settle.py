@@ -72,8 +72,7 @@ class _Work:
         self.per_element: dict[Value, float] = {}
         for eqn in liveness.program.equations:
             if eqn.name in ("dot_general", "conv_general_dilated"):
-                kernel = eqn.inputs[1].shape
-                work = float(_fan_in(eqn, kernel))
+                work = _fan_in(liveness, eqn)
             else:
                 work = max((self.of(v) for v in eqn.inputs), default=0.0)
             self.per_element.update((v, work) for v in eqn.outputs)
@@ -82,12 +81,15 @@ class _Work:
         return self.per_element.get(value, 0.0)
 
 
-def _fan_in(eqn: Equation, kernel: tuple[int, ...]) -> int:
+def _fan_in(liveness: Liveness, eqn: Equation) -> float:
+    """Multiply-adds per output element of a product, over alive terms."""
+    rel = liveness.relations[eqn]
+    terms = math.prod(int(liveness.terms(eqn, s).sum()) for s in rel.sums)
     if eqn.name == "dot_general":
-        (_, contracted), _ = eqn.params["dimension_numbers"]
-        return math.prod(kernel[a] for a in contracted)
-    filters = eqn.params["dimension_numbers"].rhs_spec[0]
-    return math.prod(n for a, n in enumerate(kernel) if a != filters)
+        return float(terms)
+    filters, channels, *window = eqn.params["dimension_numbers"].rhs_spec
+    del filters, channels
+    return float(terms * math.prod(eqn.inputs[1].shape[a] for a in window))
 
 
 def _settle_equation(
