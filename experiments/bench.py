@@ -1,0 +1,190 @@
+"""What sslx and the training loop cost, in ratios, measured side by side.
+
+    python -m experiments.bench overhead      ResNet-20, batch 128; 3 minutes on 2 cores
+
+prints two ratios, with an A/A control that tells how small a difference can be seen:
+
+    proximal step   median of (step with proximal / plain step), expected <= 1.05
+    training loop   median of (images/s of `train.fit` / of the bare step), >= 0.95
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import optax
+import tyro
+
+import sslx
+from experiments import data, models, runs, sparsity, train
+from sslx import measure
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Time the training step with and without its parts."""
+
+    what: tyro.conf.Positional[Literal["overhead"]]
+    """overhead: of the proximal step and of the training loop."""
+    model: str = "resnet20"
+    """Network."""
+    batch: int = 128
+    """Images per step."""
+    rounds: int = 15
+    """Rounds of the interleaved timing of steps."""
+    loop_rounds: int = 5
+    """Rounds of loop against bare steps."""
+    loop_steps: int = 60
+    """Steps in each of these."""
+    out: pathlib.Path | None = None
+    """Write the figures to this JSON file."""
+
+
+def _noise(count: int) -> data.Arrays:
+    """Images of CIFAR's shape; their content does not matter here."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
+    labels = rng.integers(0, 10, count).astype(np.int32)
+    classes = tuple(map(str, range(10)))
+    return data.Arrays("noise", images, labels, images[:1], labels[:1], classes)
+
+
+def _stage(model_name: str, structure: sparsity.Structure | None) -> train.Stage:
+    model = models.create(model_name)
+    variables = models.init(model)
+    schedule = optax.constant_schedule(1e-3)
+    optimizer = optax.sgd(schedule, momentum=0.9, nesterov=True)
+    if structure is not None:
+        groups = sparsity.make_groups(structure, variables["params"])
+        proximal = sslx.proximal(sslx.GroupLasso(1e-4), groups, schedule)
+        optimizer = optax.chain(optimizer, proximal)
+    return train.Stage("bench", model.apply, variables, optimizer, schedule)
+
+
+def _stepper(
+    stage: train.Stage, options: train.Options, arrays: data.Arrays
+) -> Callable[[], Any]:
+    """A call that does one step on its own state and data on the device."""
+    mesh = train.device_mesh()
+    step = jax.jit(
+        train.make_step(stage, options, arrays, mesh),
+        donate_argnums=0,
+        compiler_options=train.compiler_options(),
+    )
+    state = train.initial_state(stage, options, mesh)
+    images = jax.device_put(arrays.train_images)
+    labels = jax.device_put(arrays.train_labels)
+    order = jax.device_put(train.epoch_order(0, 0, len(labels), options.batch))
+
+    def once() -> Any:
+        nonlocal state
+        state = step(state, images, labels, order)
+        return state
+
+    return once
+
+
+def proximal_overhead(config: Config) -> dict[str, Any]:
+    """Step with proximal against the plain step, for two choices of groups."""
+    arrays = _noise(16 * config.batch)
+    options = train.Options(epochs=1, batch=config.batch)
+    plain = _stepper(_stage(config.model, None), options, arrays)
+    coupled = _stepper(_stage(config.model, "coupled"), options, arrays)
+    both = _stepper(_stage(config.model, "filter+channel"), options, arrays)
+    again = _stepper(_stage(config.model, None), options, arrays)
+    found = measure.latency(
+        {
+            "step": plain,
+            "step, control": again,
+            "with proximal, coupled": coupled,
+            "with proximal, filter+channel": both,
+        },
+        repeats=config.rounds,
+    )
+    print(found)
+    ratios = {row["name"]: 1 / row["speedup"] for row in found.rows()}
+    return {"ratios": ratios, "latency": found.as_dict()}
+
+
+def loop_overhead(config: Config) -> dict[str, Any]:
+    """Images per second of `train.fit` (data, log, checkpoint) and of bare steps.
+
+    Bare steps are timed before and after every run of the loop, which is compared to
+    their mean. `fit` compiles in its first steps, so its own log is read, from the
+    first line on, with a checkpoint every 10 seconds (12 times as many as usual).
+    """
+    arrays = _noise((config.loop_steps + 10) * config.batch)
+    options = train.Options(
+        epochs=1, batch=config.batch, log_every=10, checkpoint_every=10.0
+    )
+    stage = _stage(config.model, "coupled")
+    bare = _stepper(stage, options, arrays)
+    jax.block_until_ready(bare())
+    loops, controls = [], []
+    for _ in range(config.loop_rounds):
+        first = _bare_rate(bare, config)
+        loop = _loop_rate(stage, options, arrays, config)
+        second = _bare_rate(bare, config)
+        loops.append(2 * loop / (first + second))
+        controls.append(second / first)
+        print(
+            f"bare {first:.0f}, loop {loop:.0f}, bare {second:.0f} images/s: "
+            f"loop / bare {loops[-1]:.3f}, control {controls[-1]:.3f}"
+        )
+    return {
+        "loop_over_bare": statistics.median(loops),
+        "loop_over_bare_rounds": loops,
+        "control": statistics.median(controls),
+    }
+
+
+def _bare_rate(bare: Callable[[], Any], config: Config) -> float:
+    start = time.perf_counter()
+    for _ in range(config.loop_steps):
+        last = bare()
+    jax.block_until_ready(last)
+    return config.loop_steps * config.batch / (time.perf_counter() - start)
+
+
+def _loop_rate(
+    stage: train.Stage, options: train.Options, arrays: data.Arrays, config: Config
+) -> float:
+    """From the log line of step 10 to the last one, checkpoints in between."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        with contextlib.redirect_stdout(io.StringIO()):
+            train.fit(stage, arrays, options, folder)
+        rows = train.read_metrics(folder / "metrics.jsonl")[1:]
+    images = options.log_every * options.batch
+    seconds = sum(images / row["images_per_second"] for row in rows)
+    return len(rows) * images / seconds
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Measure, print, and write JSON where asked."""
+    steps = proximal_overhead(config)
+    loop = loop_overhead(config)
+    for name, ratio in steps["ratios"].items():
+        print(f"{name}: {ratio:.3f} of the plain step's time")
+    print(
+        f"training loop: {loop['loop_over_bare']:.3f} of the bare step's images/s "
+        f"(control {loop['control']:.3f})"
+    )
+    record = {"proximal": steps, "loop": loop, "provenance": runs.provenance()}
+    if config.out is not None:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        config.out.write_text(json.dumps(record, indent=1) + "\n")
+    return record
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

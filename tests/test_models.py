@@ -1,0 +1,90 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import models
+from sslx import measure
+
+
+def cost(name, shape=(32, 32, 3)):
+    model = models.create(name)
+    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    return measure.cost(model.apply, variables, images), variables
+
+
+def resnet_by_hand(blocks: int) -> tuple[int, int]:
+    """Multiply-accumulates and weights, from the papers' table of shapes."""
+    macs, weights = 32 * 32 * 9 * 3 * 16, 9 * 3 * 16
+    width_in = 16
+    for stage, width in enumerate((16, 32, 64)):
+        pixels = (32 >> stage) ** 2
+        for block in range(blocks):
+            kernels = 9 * width_in * width + 9 * width * width
+            if width_in != width:
+                kernels += width_in * width
+            macs, weights = macs + pixels * kernels, weights + kernels
+            width_in = width if block == 0 else width_in
+    return macs + 640, weights + 640
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [("resnet8", 1), ("resnet20", 3), ("resnet32", 5), ("resnet56", 9)],
+)
+def test_resnet_costs_what_the_table_of_shapes_says(name, blocks):
+    found, _ = cost(name)
+    assert (found.macs, found.weights) == resnet_by_hand(blocks)
+
+
+def test_resnet20_has_the_published_size():
+    found, _ = cost("resnet20")
+    assert found.weights == 270_896
+    assert round(found.macs / 1e6, 2) == 40.81
+
+
+def test_lenet_and_convnet_cost_what_caffe_counts():
+    lenet, _ = cost("lenet", (28, 28, 1))
+    parts = (24**2 * 20 * 25, 8**2 * 50 * 20 * 25, 800 * 500, 500 * 10)
+    assert [layer.macs for layer in lenet.layers] == list(parts)
+    convnet, variables = cost("convnet")
+    parts = (32**2 * 32 * 75, 16**2 * 32 * 800, 8**2 * 64 * 800, 1024 * 10)
+    assert [layer.macs for layer in convnet.layers] == list(parts)
+    assert variables["params"]["dense"]["kernel"].shape == (1024, 10)
+
+
+def test_eighteen_convolutions_of_resnet20_are_regularised_in_the_papers_shapes():
+    from experiments import sparsity
+
+    _, variables = cost("resnet20")
+    paths = sparsity.kernels(variables["params"])
+    shapes = []
+    for path in paths:
+        leaf = variables["params"]
+        for key in path.split("/"):
+            leaf = leaf[key]
+        shapes.append((leaf.shape[3], int(np.prod(leaf.shape[:3]))))
+    expected = [(16, 144)] * 6 + [(32, 144)] + [(32, 288)] * 5
+    expected += [(64, 288)] + [(64, 576)] * 5
+    assert sorted(shapes) == sorted(expected)
+
+
+def test_caffes_pooling_rounds_up_and_means_leave_padding_out():
+    model = models.ConvNet()
+    variables = models.init(model)
+    flat = jax.tree.map(jnp.zeros_like, variables)
+    # A constant image stays constant through every pool where padding is left out.
+    params = flat["params"]
+    for name in ("conv1", "conv2", "conv3"):
+        params[name]["bias"] = jnp.ones_like(params[name]["bias"])
+    params["dense"]["kernel"] = jnp.ones((1024, 10)) / 1024
+    logits = model.apply({"params": params}, jnp.zeros((1, 32, 32, 3)))
+    np.testing.assert_allclose(logits, 1.0, rtol=1e-6)
+
+
+def test_wrong_names_and_depths_are_told_what_is_right():
+    with pytest.raises(ValueError, match="got 'resnet19', expected one of lenet"):
+        models.create("resnet19")
+    with pytest.raises(ValueError, match="got 21, expected 6n"):
+        models.init(models.ResNet(21))
