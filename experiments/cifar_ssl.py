@@ -73,9 +73,9 @@ class Config:
     """Factor of lambda per epoch, until the target is met; 1 keeps it fixed."""
     target: float = 0.4
     """Share of multiply-accumulates in zero groups that ends the growth; 1: never."""
-    finetune_epochs: int = 2
+    finetune_epochs: int = 5
     """Epochs of the compact network."""
-    finetune_learning_rate: float = 0.05
+    finetune_learning_rate: float = 0.1
     """Fine-tuning: peak of warm-up and cosine."""
     benchmark_batches: tuple[int, ...] = (1, 32, 256)
     """Batch sizes to time."""
