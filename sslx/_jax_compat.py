@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.core
 from jax.extend.core import ClosedJaxpr as ClosedJaxpr
 from jax.extend.core import DropVar as DropVar
 from jax.extend.core import Jaxpr as Jaxpr
@@ -17,6 +18,11 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, list[Any]]:
     if isinstance(jaxpr, ClosedJaxpr):
         return getattr(jaxpr, "jaxpr", jaxpr), list(jaxpr.consts)
     return jaxpr, []
+
+
+def is_traced(array: Any) -> bool:
+    """Whether the value of an array is not known yet."""
+    return isinstance(array, jax.core.Tracer)
 
 
 def is_jaxpr(value: Any) -> bool:

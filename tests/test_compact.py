@@ -53,7 +53,9 @@ def test_output_is_that_of_the_zeroed_network_in_float32(name: str) -> None:
     assert relative_error(got, want) < 1e-5
 
 
-@pytest.mark.parametrize("name", [*MODELS, pytest.param("resnet110", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", [*MODELS, pytest.param("resnet110", marks=pytest.mark.slow)]
+)
 def test_output_is_that_of_the_zeroed_network_in_float64(name: str, x64) -> None:
     model, variables, x = make(name, 0.4, np.float64)
     small = sslx.compact(model.apply, variables, x)
@@ -147,7 +149,9 @@ def test_files_hold_the_network_without_pickle(tmp_path) -> None:
     sslx.save(tmp_path / "small", small)
     loaded = sslx.load(tmp_path / "small", model.apply)
     assert loaded.plan == small.plan
-    assert sslx.Plan.from_json(json.loads(json.dumps(small.plan.to_json()))) == small.plan
+    assert (
+        sslx.Plan.from_json(json.loads(json.dumps(small.plan.to_json()))) == small.plan
+    )
     np.testing.assert_array_equal(
         loaded.apply(loaded.variables, x), small.apply(small.variables, x)
     )
@@ -215,7 +219,9 @@ def test_strict_names_primitive_line_and_parameters() -> None:
     assert held.paths == ("a",)
     assert "test_compact.py" in held.source
     assert "cholesky" in small.summary()
-    with pytest.raises(ValueError, match=r"cholesky at .*test_compact.py.* holds back a"):
+    with pytest.raises(
+        ValueError, match=r"cholesky at .*test_compact.py.* holds back a"
+    ):
         sslx.compact(fn, params, jnp.eye(4), strict=True)
 
 

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import PyTreeDef
 
 
 class Call(NamedTuple):
@@ -13,7 +14,7 @@ class Call(NamedTuple):
     are its data.
     """
 
-    treedef: jax.tree_util.PyTreeDef
+    treedef: PyTreeDef
     fixed: tuple[Any, ...]
     arrays: tuple[Any, ...]
 

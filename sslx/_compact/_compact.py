@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import PyTree, PyTreeDef
 
 from sslx._compact import _summary
 from sslx._compact._calls import Call, struct, take_apart
@@ -107,7 +107,7 @@ class Compact:
         return unflatten(treedef, leaves)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Per convolution or product: shapes, multiply-adds and bytes, before, after."""
+        """Per product: kernel shape, multiply-adds and bytes, before and after."""
         return _summary.rows(self)
 
     def summary(self) -> str:
@@ -121,7 +121,7 @@ class Compact:
 @dataclasses.dataclass(frozen=True)
 class _Traced:
     program: Program
-    treedef: jax.tree_util.PyTreeDef
+    treedef: PyTreeDef
     state: tuple[str | None, ...]
 
 
@@ -189,7 +189,9 @@ def compact(
     plan, folded = _planned(live, params, leaves, zeros)
     small = {p: plan.leaves[p].shrink(x) for p, x in leaves.items()}
     example = call._replace(arrays=tuple(struct(x) for x in call.arrays))
-    return Compact(fn, unflatten(treedef, small), plan, folded, held, example, live.fold)
+    return Compact(
+        fn, unflatten(treedef, small), plan, folded, held, example, live.fold
+    )
 
 
 def _trace(
@@ -267,7 +269,9 @@ def _zeros(leaves: Mapping[str, Any]) -> dict[str, Masks]:
 def _given_zeros(
     leaves: Mapping[str, Any], masks: Mapping[str, Mapping[int, Any]]
 ) -> dict[str, Masks]:
-    errors = [f"  {path}: there is no such leaf" for path in masks if path not in leaves]
+    errors = [
+        f"  {path}: there is no such leaf" for path in masks if path not in leaves
+    ]
     out = {}
     for path, leaf in leaves.items():
         out[path] = [np.zeros(n, bool) for n in leaf.shape or (1,)]
@@ -334,7 +338,7 @@ def _same(a: Masks, b: Masks) -> bool:
 
 
 def _restricted(live: Liveness, value: Value, leaf: Any, old: Masks) -> Masks:
-    """Zeros among the slices anything reads; a leaf that nobody reads stays as it is."""
+    """Zeros among the slices anything reads; an unread leaf stays as it is."""
     region = _region(live, value)
     if not value.shape or region is None or all(r.all() for r in region):
         return old
@@ -396,12 +400,14 @@ def _inside(region: Masks, other: Masks) -> bool:
 def _checked(plan: Plan, variables: PyTree) -> dict[str, Any]:
     leaves, _ = flatten(variables)
     errors = [
-        f"  {path}: got shape {np.shape(leaf)}, expected {plan.leaves[path].small_shape}"
-        for path, leaf in leaves.items()
-        if path in plan.leaves and np.shape(leaf) != plan.leaves[path].small_shape
+        f"  {path}: got shape {np.shape(leaves[path])}, expected {entry.small_shape}"
+        for path, entry in plan.leaves.items()
+        if path in leaves and np.shape(leaves[path]) != entry.small_shape
     ]
     errors += [f"  {path}: missing" for path in plan.leaves if path not in leaves]
-    errors += [f"  {path}: not in the plan" for path in leaves if path not in plan.leaves]
+    errors += [
+        f"  {path}: not in the plan" for path in leaves if path not in plan.leaves
+    ]
     if errors:
         raise ValueError(
             "the variables do not fit the plan:\n"
@@ -435,7 +441,9 @@ def _run(self: Compact, traced: _Traced, leaves: list[Any], call: Call) -> PyTre
     _check_coverage(self, live, kept)
     carriers = [
         functools.partial(_dense, self, path, array, live.constant_need.get(value))
-        for (path, _), array, value in zip(entries, leaves, program.inputs, strict=False)
+        for (path, _), array, value in zip(
+            entries, leaves, program.inputs, strict=False
+        )
     ]
     inputs = [
         *zip(leaves, kept, strict=True),
@@ -507,11 +515,8 @@ def _overlay(
     stash = np.zeros(leaf.shape, folded.values.dtype)
     stash[places] = folded.values
     kept = [leaf.indices(a) for a in range(len(leaf.shape))]
-    wanted = (
-        [k[m[k]] for k, m in zip(kept, region, strict=True)] if region else kept
-    )
+    wanted = [k[m[k]] for k, m in zip(kept, region, strict=True)] if region else kept
     if not all(k.size for k in wanted):
         return stash
     inverse = [np.searchsorted(k, w) for k, w in zip(kept, wanted, strict=True)]
     return jnp.asarray(stash).at[np.ix_(*wanted)].set(small[np.ix_(*inverse)])
-

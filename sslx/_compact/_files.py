@@ -129,8 +129,12 @@ def _fitted(
     path: pathlib.Path, plan: Plan, leaves: Mapping[str, Any], like: PyTree
 ) -> PyTree:
     wide, treedef = flatten(like)
-    errors = [f"  {p}: the plan has it, the model does not" for p in plan.leaves.keys() - wide]
-    errors += [f"  {p}: the model has it, the plan does not" for p in wide.keys() - plan.leaves]
+    errors = [
+        f"  {p}: the plan has it, the model does not" for p in plan.leaves.keys() - wide
+    ]
+    errors += [
+        f"  {p}: the model has it, the plan does not" for p in wide.keys() - plan.leaves
+    ]
     errors += [
         f"  {p}: the model has shape {np.shape(wide[p])}, the plan {leaf.shape}"
         for p, leaf in plan.leaves.items()

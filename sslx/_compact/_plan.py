@@ -49,8 +49,12 @@ class LeafPlan:
         for axis, kept in enumerate(self.kept):
             if kept is not None:
                 array = jnp.take(
-                    array, np.array(kept, int), axis=axis, mode="clip",
-                    unique_indices=True, indices_are_sorted=True,
+                    array,
+                    np.array(kept, int),
+                    axis=axis,
+                    mode="clip",
+                    unique_indices=True,
+                    indices_are_sorted=True,
                 )
         return array
 

@@ -51,9 +51,10 @@ class Scan(Body):
     def __init__(self, equation: Equation, fold: bool):
         del fold
         self.equation = equation
-        self.consts = equation.params["num_consts"]
-        self.carries = equation.params["num_carry"]
-        self.inside = Liveness(equation.bodies[0], fold=False)
+        body = equation.bodies[0]
+        self.carries = _same_rank(body.outputs, equation.outputs)
+        self.consts = _same_rank(body.inputs, equation.inputs) - self.carries
+        self.inside = Liveness(body, fold=False)
         self.wanted: list[Masks] = []
 
     @property
@@ -78,7 +79,9 @@ class Scan(Body):
             if stable:
                 break
         carried = [_plain(f.zero) for f in inner[self.consts : self._stop]]
-        rows = zip(outs[self.carries :], self.equation.outputs[self.carries :], strict=True)
+        rows = zip(
+            outs[self.carries :], self.equation.outputs[self.carries :], strict=True
+        )
         return carried + [_plain(_stacked_zero(f.zero, v)) for f, v in rows]
 
     def backward(self, alive: list[Masks]) -> list[Masks]:
@@ -92,9 +95,13 @@ class Scan(Body):
             for k in range(self.carries):
                 value = program.inputs[self.consts + k]
                 zero = self.inside.of(value).zero
-                more = [n & ~z for n, z in zip(needs[self.consts + k], zero, strict=True)]
+                more = [
+                    n & ~z for n, z in zip(needs[self.consts + k], zero, strict=True)
+                ]
                 union = [m | w for m, w in zip(more, wanted[k], strict=True)]
-                if _some(more) and any((u != w).any() for u, w in zip(union, wanted[k], strict=True)):
+                if _some(more) and any(
+                    (u != w).any() for u, w in zip(union, wanted[k], strict=True)
+                ):
                     wanted[k], grown = union, True
             if not grown:
                 break
@@ -102,7 +109,9 @@ class Scan(Body):
         held = wanted[: self.carries]
         stacks = [
             stacked(n, v) if _some(n) else full(v, False)
-            for n, v in zip(needs[self._stop :], self.equation.inputs[self._stop :], strict=True)
+            for n, v in zip(
+                needs[self._stop :], self.equation.inputs[self._stop :], strict=True
+            )
         ]
         return [*needs[: self.consts], *held, *stacks]
 
@@ -136,6 +145,12 @@ class Scan(Body):
         outer = self.equation.inputs[operand]
         steps = np.zeros(outer.shape[0], bool)
         return [steps, *masks] if len(outer.shape) > 1 else [~steps]
+
+
+def _same_rank(inside: list[Value], outside: list[Value]) -> int:
+    """How many values a scan passes on whole rather than step by step."""
+    pairs = zip(inside, outside, strict=True)
+    return sum(len(a.shape) == len(b.shape) for a, b in pairs)
 
 
 def _seen(zero: Masks, facts: Facts) -> Facts:

@@ -1,6 +1,6 @@
 """Slices that do not depend on the inputs: who needs them, and what they are.
 
-A removed filter that is followed by a bias or a normalisation leaves a constant channel.
+A removed filter followed by a bias or a normalisation leaves a constant channel.
 Its consumers need its value, never its computation: `require` finds which parameter
 slices such values come from, `Carrier` computes them, each array of size one along the
 axes on which it does not vary.
@@ -180,7 +180,6 @@ class Carrier:
             stack.pop()
         return self._values[value]
 
-
     def _outputs(self, eqn: Equation) -> list[Any]:
         if _carries(eqn):
             return evaluate(eqn, [self._values[v] for v in eqn.inputs])
@@ -200,7 +199,7 @@ def _plain(dtype: Any) -> Any:
 
 def now(arrays: Iterable[Any]) -> contextlib.AbstractContextManager:
     """Compute at once what depends on no traced value, even while tracing."""
-    if any(isinstance(x, jax.core.Tracer) for x in arrays):
+    if any(_jax_compat.is_traced(x) for x in arrays):
         return contextlib.nullcontext()
     return _jax_compat.compile_time()
 
@@ -225,10 +224,10 @@ def _apply(eqn: Equation, operands: list[Any]) -> list[Any]:
     if _elementwise(eqn):
         arrays = [x for x in operands if np.ndim(x)]
         shape = np.broadcast_shapes(*(np.shape(x) for x in arrays)) if arrays else ()
-        return eqn.bind([jnp.broadcast_to(x, shape) if np.ndim(x) else x for x in operands])
-    return eqn.bind(
-        [_expand(eqn, rel, k, operands) for k in range(len(operands))]
-    )
+        return eqn.bind(
+            [jnp.broadcast_to(x, shape) if np.ndim(x) else x for x in operands]
+        )
+    return eqn.bind([_expand(eqn, rel, k, operands) for k in range(len(operands))])
 
 
 def _elementwise(eqn: Equation) -> bool:
@@ -241,7 +240,15 @@ def _elementwise(eqn: Equation) -> bool:
     return named and not reducing and not windowed and len(ranks) <= 1
 
 
-_ANY_SIZE = {"transpose", "rev", "squeeze", "dot_general", "cumsum", "cumprod", "cummax"}
+_ANY_SIZE = {
+    "transpose",
+    "rev",
+    "squeeze",
+    "dot_general",
+    "cumsum",
+    "cumprod",
+    "cummax",
+}
 
 
 def _expand(eqn: Equation, rel: Relation, k: int, operands: list[Any]) -> Any:
@@ -292,7 +299,7 @@ def _reshape(eqn: Equation, operand: Any) -> Any:
 
 def flatten_uniform(array: Any) -> Any:
     """Drop axes along which a concrete array repeats itself."""
-    if isinstance(array, jax.core.Tracer):
+    if _jax_compat.is_traced(array):
         return array
     array = np.asarray(array)
     for axis in range(array.ndim):

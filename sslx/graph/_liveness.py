@@ -315,9 +315,7 @@ def _forward(eqn: Equation, rel: Relation, ins: list[Facts]) -> list[Facts]:
             zero = full(value, True)
         if rel.constant and not static and ins:
             parts = [
-                full(value, True)
-                if f.static
-                else _carried(eqn, rel, f.constant, k, o)
+                full(value, True) if f.static else _carried(eqn, rel, f.constant, k, o)
                 for k, f in enumerate(ins)
             ]
             constant = [np.logical_and.reduce(m) for m in zip(*parts, strict=True)]

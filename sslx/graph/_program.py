@@ -70,9 +70,7 @@ class Program:
     equations: list[Equation]
 
 
-def trace(
-    fn: Callable[..., Any], *args: Any
-) -> tuple[Program, jax.tree_util.PyTreeDef, list[Any]]:
+def trace(fn: Callable[..., Any], *args: Any) -> tuple[Program, Any, list[Any]]:
     """Trace `fn(*args)`; also the structure and the paths of its output."""
     closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
     paths, treedef = jax.tree_util.tree_flatten_with_path(shapes)
@@ -109,7 +107,8 @@ def _inline(
 
     def read(atom: Any) -> Value:
         if isinstance(atom, _jax_compat.Literal):
-            return Value(atom.aval.shape, atom.aval.dtype, literal=atom.val)
+            aval: Any = atom.aval
+            return Value(aval.shape, aval.dtype, literal=atom.val)
         return env[atom]
 
     for eqn in jaxpr.eqns:

@@ -15,7 +15,7 @@ Masks = list[Mask]
 Labels = Int[np.ndarray, "_"]
 
 Zero = Literal["all", "any", "first", "never"]
-"""When a slice of the output is zero: if it is in all operands (`x + y`), in any
+"""When an output slice is zero: if it is in all operands (`x + y`), in any
 (`x * y`), in the first (`x / y`, `tanh x`), or never for this reason (`exp x`)."""
 
 
@@ -34,7 +34,7 @@ class Link(NamedTuple):
     out_label: Labels | None = None
 
     def to_output_all(self, mask: Mask, size: int) -> Mask:
-        """Per output index, whether `mask` holds on all operand indices of its label."""
+        """Per output index, whether `mask` holds on all operand indices labelled so."""
         if self.in_label is None and self.out_label is None:
             return mask
         return ~self._spread(~mask, self.in_label, self.out_label, size)
@@ -55,7 +55,9 @@ class Link(NamedTuple):
             return mask
         source = np.arange(mask.size) if source is None else source
         target = np.arange(size) if target is None else target
-        hit = np.zeros(int(max(source.max(initial=-1), target.max(initial=-1))) + 2, bool)
+        hit = np.zeros(
+            int(max(source.max(initial=-1), target.max(initial=-1))) + 2, bool
+        )
         hit[source[mask]] = True
         hit[-1] = False
         return hit[target]

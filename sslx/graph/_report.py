@@ -35,7 +35,9 @@ def held_back(liveness: Liveness, paths: Mapping[Value, str]) -> tuple[Held, ...
             continue
         if isinstance(body, Call):
             inner = dict(zip(body.inside.program.inputs, eqn.inputs, strict=True))
-            names = {v: "\n".join(_behind(liveness, o, paths)) for v, o in inner.items()}
+            names = {
+                v: "\n".join(_behind(liveness, o, paths)) for v, o in inner.items()
+            }
             for held in held_back(body.inside, names):
                 split = {p for joined in held.paths for p in joined.split("\n") if p}
                 found.append(dataclasses.replace(held, paths=tuple(sorted(split))))

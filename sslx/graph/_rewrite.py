@@ -162,12 +162,11 @@ class Rewriter:
             for v, n, p in zip(eqn.inputs, needs, present, strict=True)
         ]
         stop = body.consts + body.carries
-        inner = [n if k < stop else n[1:] or full(Value((), None), True) for k, n in enumerate(needs)]
-        kept = [
-            k
-            for k, masks in enumerate(body.wanted)
-            if all(m.any() for m in masks)
+        inner = [
+            n if k < stop else n[1:] or full(Value((), None), True)
+            for k, n in enumerate(needs)
         ]
+        kept = [k for k, masks in enumerate(body.wanted) if all(m.any() for m in masks)]
 
         def step(carry: Any, xs: Any) -> Any:
             arrays = [*operands[: body.consts], *carry, *xs]
@@ -187,7 +186,9 @@ class Rewriter:
             reverse=eqn.params["reverse"],
             unroll=eqn.params["unroll"],
         )
-        rows = zip(body.wanted[body.carries :], eqn.outputs[body.carries :], strict=True)
+        rows = zip(
+            body.wanted[body.carries :], eqn.outputs[body.carries :], strict=True
+        )
         masks = [*body.wanted[: body.carries], *(stacked(m, v) for m, v in rows)]
         return [*carry, *ys], masks
 
@@ -228,7 +229,9 @@ class Rewriter:
                     array = take(jnp.asarray(array), np.flatnonzero(t), a)
                 zero = facts.zero[a][t]
                 if zero.any():
-                    lined = zero.reshape([-1 if b == a else 1 for b in range(len(shape))])
+                    lined = zero.reshape(
+                        [-1 if b == a else 1 for b in range(len(shape))]
+                    )
                     array = jnp.where(lined, 0, array)
         return jnp.broadcast_to(jnp.asarray(array, value.dtype), shape)
 
@@ -238,9 +241,7 @@ def _bind(eqn: Equation, operands: list[Any], shapes: Shapes) -> list[Any]:
     return eqn.bind(operands)
 
 
-def produced(
-    eqn: Equation, rel: Relation, targets: list[Masks]
-) -> list[Masks]:
+def produced(eqn: Equation, rel: Relation, targets: list[Masks]) -> list[Masks]:
     """Output slices that come out when the operands have just the targeted ones."""
     made = []
     for o, value in enumerate(eqn.outputs):

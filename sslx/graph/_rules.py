@@ -43,15 +43,17 @@ def _elementwise(zero: Zero, zero_operands: tuple[int, ...] | None = None):
 register("add", "add_any", "sub", "max", "min", "or", "xor")(_elementwise("all"))
 register("mul", "and")(_elementwise("any"))
 register(
-    *"neg abs sign sqrt cbrt square sin tan tanh asin atan asinh atanh sinh erf erf_inv".split(),
-    *"expm1 log1p floor ceil round convert_element_type copy copy_p stop_gradient".split(),
+    *"neg abs sign sqrt cbrt square sin tan tanh asin atan asinh atanh sinh".split(),
+    *"erf erf_inv expm1 log1p floor ceil round copy copy_p stop_gradient".split(),
+    *"convert_element_type".split(),
     *"real imag conj reduce_precision name optimization_barrier device_put".split(),
     *"sharding_constraint reshard div rem shift_left shift_right_logical".split(),
     "shift_right_arithmetic",
 )(_elementwise("first"))
 register(
-    *"exp exp2 log cos cosh rsqrt logistic pow eq ne lt le gt ge eq_to le_to lt_to".split(),
-    *"not is_finite erfc lgamma digamma clamp acos acosh atan2 nextafter".split(),
+    *"exp exp2 log cos cosh rsqrt logistic pow eq ne lt le gt ge".split(),
+    *"eq_to le_to lt_to not is_finite erfc lgamma digamma clamp acos".split(),
+    *"acosh atan2 nextafter".split(),
     *"population_count clz complex igamma igammac bessel_i0e bessel_i1e".split(),
     *"bitcast_convert_type".split(),
 )(_elementwise("never"))
@@ -249,7 +251,9 @@ def _concatenate(equation: Any) -> Relation:
 def _pad(equation: Any) -> Relation:
     config = equation.params["padding_config"]
     source, target = equation.inputs[0].shape, equation.outputs[0].shape
-    plain = {a for a, (low, high, inner) in enumerate(config) if low == high == inner == 0}
+    plain = {
+        a for a, (low, high, inner) in enumerate(config) if low == high == inner == 0
+    }
     grown = [
         a
         for a, (low, high, inner) in enumerate(config)
@@ -437,5 +441,5 @@ def _scatter(equation: Any) -> Relation:
     for a, u in zip(windows, dims.update_window_dims, strict=True):
         if whole[a] == updates[u]:
             links += [Link(0, a, 0, a), Link(2, u, 0, a)]
-    zero: Zero = "any" if "mul" in equation.name else "all"
+    zero: Zero = "first" if "mul" in equation.name else "all"
     return Relation(tuple(links), zero=zero, zero_operands=(0, 2), constant=False)
