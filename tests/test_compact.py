@@ -41,7 +41,11 @@ def relative_error(got, want) -> float:
     return float(jnp.abs(got - want).max() / jnp.abs(want).max())
 
 
-MODELS = ["lenet", "convnet", "resnet20", "resnet32", "resnet56"]
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("resnet32", "resnet56", "resnet110")
+]
+MODELS = ["lenet", "convnet", "resnet20", *SLOW]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -53,9 +57,7 @@ def test_output_is_that_of_the_zeroed_network_in_float32(name: str) -> None:
     assert relative_error(got, want) < 1e-5
 
 
-@pytest.mark.parametrize(
-    "name", [*MODELS, pytest.param("resnet110", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", MODELS)
 def test_output_is_that_of_the_zeroed_network_in_float64(name: str, x64) -> None:
     model, variables, x = make(name, 0.4, np.float64)
     small = sslx.compact(model.apply, variables, x)

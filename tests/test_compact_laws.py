@@ -57,7 +57,7 @@ def check_gradients(net, small, x) -> None:
 SETTINGS = [(a, c) for a in ("auto", "align", "scatter") for c in ("fold", "keep")]
 
 
-@pytest.mark.parametrize("seed", range(36))
+@pytest.mark.parametrize("seed", range(24))
 def test_compaction_is_exact(seed: int, x64) -> None:
     check(seed, *SETTINGS[seed % 6])
 

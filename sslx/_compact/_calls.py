@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import PyTreeDef
 
 
 class Call(NamedTuple):
@@ -14,7 +13,7 @@ class Call(NamedTuple):
     are its data.
     """
 
-    treedef: PyTreeDef
+    treedef: Any
     fixed: tuple[Any, ...]
     arrays: tuple[Any, ...]
 

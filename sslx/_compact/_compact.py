@@ -8,11 +8,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree, PyTreeDef
+from jaxtyping import PyTree
 
 from sslx._compact import _summary
 from sslx._compact._calls import Call, struct, take_apart
 from sslx._compact._plan import LeafPlan, Plan, expand_plan
+from sslx._compact._zeros import given_zeros, leaf_zeros, zeros_of
 from sslx._groups import flatten, unflatten
 from sslx.graph import (
     Alignment,
@@ -121,7 +122,7 @@ class Compact:
 @dataclasses.dataclass(frozen=True)
 class _Traced:
     program: Program
-    treedef: PyTreeDef
+    treedef: Any
     state: tuple[str | None, ...]
 
 
@@ -175,7 +176,7 @@ def compact(
     identity = Plan({p: _whole_leaf(np.shape(x)) for p, x in leaves.items()})
     dtypes = [x.dtype for x in leaves.values()]
     traced = _trace(fn, variables, identity, dtypes, call)
-    zeros = _given_zeros(leaves, masks) if masks is not None else _zeros(leaves)
+    zeros = given_zeros(leaves, masks) if masks is not None else zeros_of(leaves)
     live = Liveness(traced.program, fold=constants == "fold")
     zeros = _fixed_point(live, traced, leaves, zeros, alignment, masks is None)
     params = traced.program.inputs[: len(leaves)]
@@ -226,67 +227,6 @@ def _state_of(plan: Plan, path: str) -> str | None:
 
 def _whole_leaf(shape: tuple[int, ...]) -> LeafPlan:
     return LeafPlan(shape, (None,) * len(shape), (None,) * len(shape))
-
-
-# Zeros in the parameters.
-
-
-@functools.partial(jax.jit, static_argnames="axis")
-def _any_along(nonzero: Any, regions: tuple[Any, ...], axis: int) -> Any:
-    for a, region in enumerate(regions):
-        if a != axis:
-            shape = [-1 if b == a else 1 for b in range(nonzero.ndim)]
-            nonzero = nonzero & region.reshape(shape)
-    return nonzero.any(tuple(b for b in range(nonzero.ndim) if b != axis))
-
-
-def _leaf_zeros(leaf: Any, regions: Masks | None = None) -> Masks:
-    """Per axis, the slices that are zero within the product of some regions."""
-    if not (jnp.issubdtype(leaf.dtype, np.number) or leaf.dtype == bool):
-        return [np.zeros(n, bool) for n in leaf.shape or (1,)]
-    if leaf.ndim == 0:
-        return [np.asarray(leaf == 0).reshape(1)]
-    on_host = isinstance(leaf, np.ndarray) or leaf.devices() == {jax.devices("cpu")[0]}
-    nonzero = np.asarray(leaf) != 0 if on_host else leaf != 0
-    if regions is None:
-        regions = [np.ones(n, bool) for n in leaf.shape]
-    if on_host:
-        part = nonzero[np.ix_(*regions)]
-        masks = []
-        for a, region in enumerate(regions):
-            mask = np.zeros(region.size, bool)
-            mask[region] = part.any(tuple(b for b in range(leaf.ndim) if b != a))
-            masks.append(~mask)
-        return masks
-    rows = tuple(jnp.asarray(r) for r in regions)
-    return [~np.asarray(_any_along(nonzero, rows, a)) for a in range(leaf.ndim)]
-
-
-def _zeros(leaves: Mapping[str, Any]) -> dict[str, Masks]:
-    return {path: _leaf_zeros(leaf) for path, leaf in leaves.items()}
-
-
-def _given_zeros(
-    leaves: Mapping[str, Any], masks: Mapping[str, Mapping[int, Any]]
-) -> dict[str, Masks]:
-    errors = [
-        f"  {path}: there is no such leaf" for path in masks if path not in leaves
-    ]
-    out = {}
-    for path, leaf in leaves.items():
-        out[path] = [np.zeros(n, bool) for n in leaf.shape or (1,)]
-        for axis, mask in masks.get(path, {}).items():
-            mask = np.asarray(mask, bool)
-            if axis >= len(leaf.shape) or mask.shape != (leaf.shape[axis],):
-                errors.append(
-                    f"  {path}: mask of axis {axis} has shape {mask.shape}, "
-                    f"the leaf {tuple(leaf.shape)}"
-                )
-            else:
-                out[path][axis] = mask
-    if errors:
-        raise ValueError("masks do not fit the variables:\n" + "\n".join(errors))
-    return out
 
 
 # Analysis.
@@ -344,7 +284,7 @@ def _restricted(live: Liveness, value: Value, leaf: Any, old: Masks) -> Masks:
         return old
     return [
         z | (n & r)
-        for z, n, r in zip(old, _leaf_zeros(leaf, region), region, strict=True)
+        for z, n, r in zip(old, leaf_zeros(leaf, region), region, strict=True)
     ]
 
 

@@ -367,6 +367,7 @@ def _stack(equation: Any) -> Relation:
 def _tile(equation: Any) -> Relation:
     source, target = equation.inputs[0].shape, equation.outputs[0].shape
     lead = len(target) - len(source)
+    reps = [n // max(m, 1) for n, m in zip(target[lead:], source, strict=True)]
     links = [
         Link(0, a, 0, a + lead, None, np.arange(target[a + lead]) % n)
         for a, n in enumerate(source)
@@ -374,13 +375,8 @@ def _tile(equation: Any) -> Relation:
     ]
 
     def emit(eqn: Any, operands: list[Any], shapes: Shapes) -> list[Any]:
-        del eqn
-        sizes = (1,) * lead + operands[0].shape
-        reps = tuple(
-            target[b] // max(((1,) * lead + source)[b], 1) for b in range(len(target))
-        )
-        del sizes, shapes
-        return [jax.numpy.tile(operands[0], reps)]
+        del eqn, shapes
+        return [jax.numpy.tile(operands[0], (*target[:lead], *reps))]
 
     return Relation(tuple(links), zero="first", emit=emit)
 

@@ -87,8 +87,7 @@ def _fan_in(liveness: Liveness, eqn: Equation) -> float:
     terms = math.prod(int(liveness.terms(eqn, s).sum()) for s in rel.sums)
     if eqn.name == "dot_general":
         return float(terms)
-    filters, channels, *window = eqn.params["dimension_numbers"].rhs_spec
-    del filters, channels
+    window = eqn.params["dimension_numbers"].rhs_spec[2:]
     return float(terms * math.prod(eqn.inputs[1].shape[a] for a in window))
 
 

@@ -1,0 +1,75 @@
+"""Which slices of the parameters are zero."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sslx.graph import Masks
+
+
+@functools.partial(jax.jit, static_argnames="axis")
+def _any_along(nonzero: Any, regions: tuple[Any, ...], axis: int) -> Any:
+    for a, region in enumerate(regions):
+        if a != axis:
+            shape = [-1 if b == a else 1 for b in range(nonzero.ndim)]
+            nonzero = nonzero & region.reshape(shape)
+    return nonzero.any(tuple(b for b in range(nonzero.ndim) if b != axis))
+
+
+def leaf_zeros(leaf: Any, regions: Masks | None = None) -> Masks:
+    """Per axis, the slices that are zero within the product of some regions."""
+    if not (jnp.issubdtype(leaf.dtype, np.number) or leaf.dtype == bool):
+        return [np.zeros(n, bool) for n in leaf.shape or (1,)]
+    if leaf.ndim == 0:
+        return [np.asarray(leaf == 0).reshape(1)]
+    on_host = isinstance(leaf, np.ndarray) or leaf.devices() == {jax.devices("cpu")[0]}
+    nonzero = np.asarray(leaf) != 0 if on_host else leaf != 0
+    if regions is None:
+        regions = [np.ones(n, bool) for n in leaf.shape]
+    if on_host:
+        part = nonzero[np.ix_(*regions)]
+        masks = []
+        for a, region in enumerate(regions):
+            mask = np.zeros(region.size, bool)
+            mask[region] = part.any(tuple(b for b in range(leaf.ndim) if b != a))
+            masks.append(~mask)
+        return masks
+    rows = tuple(jnp.asarray(r) for r in regions)
+    return [~np.asarray(_any_along(nonzero, rows, a)) for a in range(leaf.ndim)]
+
+
+def zeros_of(leaves: Mapping[str, Any]) -> dict[str, Masks]:
+    """Per leaf, per axis, the slices that are zero."""
+    return {path: leaf_zeros(leaf) for path, leaf in leaves.items()}
+
+
+def given_zeros(
+    leaves: Mapping[str, Any], masks: Mapping[str, Mapping[int, Any]]
+) -> dict[str, Masks]:
+    """The same from masks that the user gave.
+
+    Raises:
+      ValueError: if a path or the length of a mask does not fit the leaves.
+    """
+    errors = [
+        f"  {path}: there is no such leaf" for path in masks if path not in leaves
+    ]
+    out = {}
+    for path, leaf in leaves.items():
+        out[path] = [np.zeros(n, bool) for n in leaf.shape or (1,)]
+        for axis, mask in masks.get(path, {}).items():
+            mask = np.asarray(mask, bool)
+            if axis >= len(leaf.shape) or mask.shape != (leaf.shape[axis],):
+                errors.append(
+                    f"  {path}: mask of axis {axis} has shape {mask.shape}, "
+                    f"the leaf {tuple(leaf.shape)}"
+                )
+            else:
+                out[path][axis] = mask
+    if errors:
+        raise ValueError("masks do not fit the variables:\n" + "\n".join(errors))
+    return out
