@@ -112,9 +112,9 @@ PRESETS = {
         learning_rate=0.1,
         ssl_epochs=4,
         ssl_learning_rate=0.05,
-        strength=0.5,
+        strength=1.0,
         growth=3.0,
-        finetune_epochs=1,
+        finetune_epochs=2,
         benchmark_repeats=10,
     ),
     "cpu": Config(),
@@ -158,6 +158,7 @@ def main(config: Config) -> runs.Run:
     name = f"cifar_ssl-{config.data}-{config.model}-{config.preset}"
     run = runs.Run(config.run or pathlib.Path("runs") / name, STAGES)
     run.redo(config.redo)
+    origin = runs.provenance()  # now: the folder may change while this runs
     context = ssl_stages.Context(config, run, data.load(config.data, config.data_dir))
     for stage in STAGES:
         done = run.result(stage) is not None and stage != "report"
@@ -172,7 +173,7 @@ def main(config: Config) -> runs.Run:
         run.begin(stage, {name: getattr(config, name) for name in _FIELDS[stage]})
         if not done:
             result = getattr(ssl_stages, stage)(context)
-            run.finish(stage, {**result, "provenance": runs.provenance()})
+            run.finish(stage, {**result, "provenance": origin})
     return run
 
 

@@ -110,7 +110,7 @@ def preprocess(
     arrays: data.Arrays,
 ) -> Callable[[UInt8[Array, "N H W C"]], Float[Array, "N H W C"]]:
     """(pixel / 255 - mean) / deviation per colour, with the training set's moments."""
-    mean, deviation = arrays.moments()
+    mean, deviation = (row.reshape(1, 1, 1, -1) for row in arrays.moments())
     scale = np.float32(1) / (np.float32(255) * deviation)
     shift = mean / deviation
     return lambda images: images.astype(jnp.float32) * scale - shift
