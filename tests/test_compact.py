@@ -293,3 +293,47 @@ def test_transformations_of_the_reduced_function() -> None:
         jax.jit(jax.grad(loss))(v),
         reduced,
     )
+
+
+@jax.custom_vjp
+def straight_through(x):
+    return jnp.round(x)
+
+
+straight_through.defvjp(lambda x: (jnp.round(x), None), lambda _, g: (g,))
+
+
+def loop(h):
+    step = lambda c: (c[0] + 1, jnp.tanh(c[1]))
+    return jax.lax.while_loop(lambda c: c[0] < 3, step, (0, h))[1]
+
+
+INNER = {
+    "custom_vjp": (straight_through, True),
+    "cond": (lambda h: jax.lax.cond(h[0, 0] > 0, jnp.tanh, jnp.negative, h), True),
+    "while": (loop, True),
+    "fori": (lambda h: jax.lax.fori_loop(0, 3, lambda _, y: jnp.tanh(y), h), False),
+    "sort": (lambda h: jnp.sort(h, 0), False),
+    "vmap": (jax.vmap(jax.nn.softplus), False),
+    "cumsum": (lambda h: jnp.cumsum(h, 0), False),
+    "remat": (jax.checkpoint(jnp.tanh), False),
+    "repeat": (lambda h: jnp.concatenate([h, h], 0), False),
+    "fft": (lambda h: jnp.fft.fft(h, axis=0).real, False),
+}
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_what_stands_between_two_products_is_exact_and_shrinks_or_is_reported(
+    name: str, x64
+) -> None:
+    inner, held = INNER[name]
+    rng = np.random.default_rng(0)
+    params = {"a": rng.normal(size=(4, 6)), "b": rng.normal(size=(6, 3))}
+    params["a"][:, 2] = 0
+    params = {k: jnp.asarray(v) for k, v in params.items()}
+    x = jnp.asarray(rng.normal(size=(5, 4)))
+    net = lambda p, x: inner(x @ p["a"]) @ p["b"]
+    small = sslx.compact(net, params, x)
+    assert relative_error(small.apply(small.variables, x), net(params, x)) < 1e-12
+    assert bool(small.held_back) == held
+    assert small.variables["a"].shape[1] == (6 if held else 5)

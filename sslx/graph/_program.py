@@ -57,7 +57,8 @@ class Equation:
 
     def bind(self, operands: Sequence[Any], **changes: Any) -> list[Any]:
         """Apply the primitive to other operands, some parameters replaced."""
-        out = self.primitive.bind(*operands, **(self.params | changes))
+        params = self.primitive.get_bind_params(self.params | changes)
+        out = self.primitive.bind(*operands, **params)
         return list(out) if self.primitive.multiple_results else [out]
 
 
