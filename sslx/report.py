@@ -15,7 +15,9 @@ from typing import Any
 import jinja2
 import matplotlib
 import numpy as np
+from matplotlib import colors
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -33,7 +35,7 @@ __all__ = [
 
 _INK, _FAINT, _GRID = "#1f2933", "#9aa5b1", "#e4e7eb"
 _BLUE, _ORANGE, _GREEN, _RED = "#2563eb", "#d97706", "#059669", "#dc2626"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9.5,
     "font.family": "sans-serif",
     "axes.edgecolor": _FAINT,
@@ -194,13 +196,13 @@ def group_norms(norms: Mapping[str, np.ndarray]) -> Figure:
     rows = {name: np.sort(np.ravel(x))[::-1] for name, x in norms.items()}
     longest = max(len(row) for row in rows.values())
     top = max(float(row.max(initial=0)) for row in rows.values()) or 1.0
-    with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
+    with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
         figure = Figure(figsize=(9, 1.0 + 0.3 * len(rows)), layout="constrained")
         axis = figure.subplots()
         colours = matplotlib.colormaps["Blues"]
         for y, values in enumerate(rows.values()):
             shade = colours(0.15 + 0.85 * values / top)
-            shade[values == 0] = matplotlib.colors.to_rgba(_RED)
+            shade[values == 0] = colors.to_rgba(_RED)
             extent = (0, len(values), y + 0.42, y - 0.42)
             axis.imshow(
                 shade[None], extent=extent, aspect="auto", interpolation="nearest"
@@ -216,9 +218,7 @@ def group_norms(norms: Mapping[str, np.ndarray]) -> Figure:
         axis.set_yticks(range(len(rows)), list(rows))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel("groups, largest norm first; red: exactly zero")
-        scale = matplotlib.cm.ScalarMappable(
-            matplotlib.colors.Normalize(0, top), cmap=colours
-        )
+        scale = ScalarMappable(colors.Normalize(0, top), cmap=colours)
         figure.colorbar(scale, ax=axis, label="l2 norm", fraction=0.03, pad=0.01)
     return figure
 
