@@ -109,7 +109,7 @@ def page_content(record: dict[str, Any], figures: dict[str, Any]) -> dict[str, A
     facts = [
         report.Fact(f"-{removed}", "multiply-accumulates", _from_to(record, "macs")),
         report.Fact(
-            f"{change:+.2f} points",
+            f"{change:+.2f} pts",
             "test accuracy",
             f"{100 * figure['accuracy_dense']:.2f}% → "
             f"{100 * figure['accuracy_compact']:.2f}%",

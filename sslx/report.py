@@ -159,7 +159,7 @@ def layer_widths(layers: Sequence[Mapping[str, Any]]) -> Figure:
         _before_after(left, names, before, after)
         left.set_title("filters")
         _before_after(right, names, macs, macs_after)
-        right.set_title("million multiply-accumulates")
+        right.set_title("million MACs")
         right.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
         left.invert_yaxis()
     return figure

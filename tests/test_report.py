@@ -115,7 +115,7 @@ def test_the_page_stands_alone_and_says_what_came_out(record, tmp_path):
     text = report.page(tmp_path / "report.html", **content).read_text()
     assert text.count("data:image/png;base64,") == len(figures)
     assert not re.search(r"""(src|href)=["'](?!data:)""", text)
-    assert "-41.2%" in text and "-0.30 points" in text and "1.43x" in text
+    assert "-41.2%" in text and "-0.30 pts" in text and "1.43x" in text
     for word in ("python -m experiments.cifar_ssl", "0123abc", "jax 0.10", "a machine"):
         assert word in text
     assert "removed" in text
