@@ -115,6 +115,7 @@ PRESETS = {
         strength=1.0,
         growth=3.0,
         finetune_epochs=2,
+        finetune_learning_rate=0.03,
         benchmark_repeats=10,
     ),
     "cpu": Config(),
