@@ -1,6 +1,7 @@
 """What the README shows is what happens."""
 
 import importlib.util
+import json
 import pathlib
 import re
 
@@ -63,3 +64,34 @@ def test_links_lead_somewhere():
     local = [link for link in links if "://" not in link]
     assert local
     assert [link for link in local if not (ROOT / link).exists()] == []
+
+
+def _result_lines(record: dict) -> list[str]:
+    """The README's table for one committed run of `experiments.cifar_ssl`."""
+    timed = record["benchmark"]["latency"]
+    speed = {
+        batch: {row["name"]: row for row in found["rows"]}
+        for batch, found in timed.items()
+    }
+    batches = sorted(timed, key=int)
+    head = ["", "accuracy", "MACs", "weights", *(f"batch {b}" for b in batches)]
+    lines = [head, ["---"] * len(head)]
+    for name, stage in (("dense", "baseline"), ("compact", "finetune")):
+        result, cells = record[stage], []
+        for batch in batches:
+            row = speed[batch][name]
+            ratio = f" ({row['speedup']:.2f}x)" if name == "compact" else ""
+            cells.append(f"{1e3 * row['median']:.2f} ms{ratio}")
+        accuracy = f"{100 * result['test_accuracy']:.2f}%"
+        counts = f"{result['macs'] / 1e6:.2f}M", f"{result['weights']:,}"
+        lines.append([name, accuracy, *counts, *cells])
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def test_results_are_those_of_the_committed_runs():
+    records = sorted((ROOT / "results").glob("cifar_ssl-*/record.json"))
+    assert records
+    for path in records:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        table = "\n".join(_result_lines(record))
+        assert table in TEXT, f"{path}: put into README.md\n{table}"
