@@ -303,9 +303,9 @@ class _Run:
             self._save()
 
     def _row(self, ends_epoch: bool) -> dict[str, Any]:
-        sums = jax.device_get(self.state.sums)
-        steps = int(sums.steps)
-        loss = float(sums.loss) / steps
+        seen = jax.device_get(self.state.sums)
+        steps = int(seen.steps)
+        loss = float(seen.loss) / steps
         if not math.isfinite(loss):
             raise self._not_finite(f"mean loss {loss}")
         params = self.state.variables["params"]
@@ -314,7 +314,7 @@ class _Run:
             "step": self.at,
             "epoch": round(self.at / self.per_epoch, 4),
             "loss": loss,
-            "accuracy": int(sums.correct) / (steps * self.options.batch),
+            "accuracy": int(seen.correct) / (steps * self.options.batch),
             "learning_rate": float(self.stage.schedule(self.at - 1)),
         }
         row |= {k: float(v) for k, v in self.observe(params).items()}
@@ -322,7 +322,10 @@ class _Run:
         if ends_epoch:
             row["test_accuracy"] = self.accuracy(self.state.variables)
             self.clock.restart(self.at)
-        self.state = self.state._replace(sums=_no_sums())
+        # Placed like the step's own output: another placement would compile anew.
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        sums = jax.device_put(_no_sums(), everywhere)
+        self.state = self.state._replace(sums=sums)
         return row
 
     def _save(self) -> None:
