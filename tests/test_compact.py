@@ -337,3 +337,13 @@ def test_what_stands_between_two_products_is_exact_and_shrinks_or_is_reported(
     assert relative_error(small.apply(small.variables, x), net(params, x)) < 1e-12
     assert bool(small.held_back) == held
     assert small.variables["a"].shape[1] == (6 if held else 5)
+
+
+def test_numpy_arrays_of_double_precision_are_taken_as_jax_takes_them() -> None:
+    net = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]
+    rng = np.random.default_rng(0)
+    params = {"a": rng.normal(size=(4, 6)), "b": rng.normal(size=(6, 3))}
+    params["a"][:, 1] = 0
+    x = rng.normal(size=(5, 4))
+    small = sslx.compact(net, params, x)
+    assert relative_error(small.apply(small.variables, x), net(params, x)) < 1e-6

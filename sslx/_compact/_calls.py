@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -41,10 +42,15 @@ def take_apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """Separate the arrays of a call from what stays fixed."""
     leaves, treedef = jax.tree_util.tree_flatten((args, kwargs))
     fixed = tuple(_ARRAY if is_array(x) else x for x in leaves)
-    return Call(treedef, fixed, tuple(x for x in leaves if is_array(x)))
+    return Call(treedef, fixed, tuple(as_jax(x) for x in leaves if is_array(x)))
+
+
+def as_jax(array: Any) -> Any:
+    """An array in the precision JAX gives it; shapes stay shapes."""
+    return array if isinstance(array, jax.ShapeDtypeStruct) else jnp.asarray(array)
 
 
 def struct(array: Any) -> jax.ShapeDtypeStruct:
     """Shape and dtype of an array, weak types included."""
-    weak = not isinstance(array, jax.ShapeDtypeStruct) and jax.typeof(array).weak_type
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, weak_type=bool(weak))
+    aval = array if isinstance(array, jax.ShapeDtypeStruct) else jax.typeof(array)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=bool(aval.weak_type))

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from sslx._compact import _summary
-from sslx._compact._calls import Call, struct, take_apart
+from sslx._compact._calls import Call, as_jax, struct, take_apart
 from sslx._compact._plan import LeafPlan, Plan, expand_plan
 from sslx._compact._zeros import given_zeros, leaf_zeros, zeros_of
 from sslx._groups import flatten, unflatten
@@ -172,6 +172,7 @@ def compact(
       >>> y = jax.jit(small.apply)(small.variables, x)
     """
     leaves, treedef = flatten(variables)
+    leaves = {path: as_jax(leaf) for path, leaf in leaves.items()}
     call = take_apart(args, kwargs)
     identity = Plan({p: _whole_leaf(np.shape(x)) for p, x in leaves.items()})
     dtypes = [x.dtype for x in leaves.values()]
@@ -354,7 +355,7 @@ def _checked(plan: Plan, variables: PyTree) -> dict[str, Any]:
             + "\n".join(errors)
             + "\nfix: pass Compact.variables, or apply_plan(plan, full variables)"
         )
-    return {path: leaves[path] for path in plan.leaves}
+    return {path: as_jax(leaves[path]) for path in plan.leaves}
 
 
 def _run(self: Compact, traced: _Traced, leaves: list[Any], call: Call) -> PyTree:
