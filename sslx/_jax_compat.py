@@ -5,11 +5,8 @@ from typing import Any
 import jax
 import jax.core
 from jax.extend.core import ClosedJaxpr as ClosedJaxpr
-from jax.extend.core import DropVar as DropVar
 from jax.extend.core import Jaxpr as Jaxpr
-from jax.extend.core import JaxprEqn as JaxprEqn
 from jax.extend.core import Literal as Literal
-from jax.extend.core import Primitive as Primitive
 from jax.extend.core import Var as Var
 
 

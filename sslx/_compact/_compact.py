@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from sslx._compact import _summary
 from sslx._compact._calls import Call, as_jax, struct, take_apart
-from sslx._compact._plan import LeafPlan, Plan, expand_plan
+from sslx._compact._plan import LeafPlan, Plan, expand_plan, named
 from sslx._compact._zeros import given_zeros, leaf_zeros, zeros_of
 from sslx._groups import flatten, unflatten
 from sslx.graph import (
@@ -102,8 +102,8 @@ class Compact:
         variables = self.variables if variables is None else variables
         wide = expand_plan(self.plan, variables)
         leaves, treedef = flatten(wide)
+        small, _ = flatten(variables)
         for path, folded in self.folded.items():
-            small, _ = flatten(variables)
             leaves[path] = _overlay(self.plan.leaves[path], folded, small[path])
         return unflatten(treedef, leaves)
 
@@ -214,16 +214,10 @@ def _trace(
     state = tuple(
         name if name and plan.leaves[name].shape == value.shape else None
         for name, value in zip(
-            (_state_of(plan, n) for n in names), program.outputs, strict=True
+            (named(plan, n) for n in names), program.outputs, strict=True
         )
     )
     return _Traced(program, out, state)
-
-
-def _state_of(plan: Plan, path: str) -> str | None:
-    parts = path.split("/")
-    tails = ("/".join(parts[i:]) for i in range(len(parts)))
-    return next((t for t in tails if t in plan.leaves), None)
 
 
 def _whole_leaf(shape: tuple[int, ...]) -> LeafPlan:

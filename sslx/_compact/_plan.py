@@ -116,14 +116,16 @@ def expand_plan(plan: Plan, tree: PyTree) -> PyTree:
     return _each(plan, tree, small=True)
 
 
-def owner(plan: Plan, path: str) -> str | None:
+def named(plan: Plan, path: str) -> str | None:
     """The longest parameter path that a path ends with."""
     parts = path.split("/")
-    for start in range(len(parts)):
-        tail = "/".join(parts[start:])
-        if tail in plan.leaves:
-            return tail
-    return _without_collection(plan, parts)
+    tails = ("/".join(parts[start:]) for start in range(len(parts)))
+    return next((tail for tail in tails if tail in plan.leaves), None)
+
+
+def owner(plan: Plan, path: str) -> str | None:
+    """The parameter a path belongs to, its collection left out or not."""
+    return named(plan, path) or _without_collection(plan, path.split("/"))
 
 
 def _without_collection(plan: Plan, parts: list[str]) -> str | None:

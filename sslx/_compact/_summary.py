@@ -11,7 +11,10 @@ from sslx._groups import flatten
 
 def rows(small: Any) -> list[dict[str, Any]]:
     """One row per convolution or product of the original function."""
-    before, after = costs(small)
+    return _compared(*costs(small))
+
+
+def _compared(before: measure.Cost, after: measure.Cost) -> list[dict[str, Any]]:
     left: dict[str, list[Any]] = {}
     for layer in after.layers:
         left.setdefault(layer.name, []).append(layer)
@@ -57,8 +60,9 @@ def costs(small: Any) -> tuple[measure.Cost, measure.Cost]:
 def text(small: Any) -> str:
     """A table, totals, and what was held back."""
     table = [("layer", "kernel", "", "MACs", "", "bytes", "")]
-    table += [_cells(row) for row in rows(small)]
-    table.append(_total(small))
+    before, after = costs(small)
+    table += [_cells(row) for row in _compared(before, after)]
+    table.append(_total(before, after))
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     lines = [
         "  ".join(
@@ -83,8 +87,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _total(small: Any) -> tuple[str, ...]:
-    before, after = costs(small)
+def _total(before: measure.Cost, after: measure.Cost) -> tuple[str, ...]:
     return (
         "all parameters",
         f"{before.parameters:,}",
@@ -111,7 +114,8 @@ def html(small: Any) -> str:
     """The table as HTML, for notebooks."""
     head = "".join(f"<th>{h}</th>" for h in ("layer", "kernel", "MACs", "bytes"))
     body = ""
-    for row in [*map(_cells, rows(small)), _total(small)]:
+    before, after = costs(small)
+    for row in [*map(_cells, _compared(before, after)), _total(before, after)]:
         cells = [row[0], *(f"{row[i]} {row[i + 1]}" for i in (1, 3, 5))]
         body += "<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
     notes = "".join(f"<p>{line}</p>" for line in _remarks(small))
