@@ -7,8 +7,11 @@ from experiments import models
 from sslx import measure
 
 
-def cost(name, shape=(32, 32, 3)):
-    model = models.create(name)
+def cost(name, shape=(32, 32, 3), classes=10):
+    return cost_of(models.create(name, classes), shape)
+
+
+def cost_of(model, shape=(32, 32, 3)):
     images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     return measure.cost(model.apply, variables, images), variables
@@ -54,6 +57,61 @@ def test_lenet_and_convnet_cost_what_caffe_counts():
     assert variables["params"]["dense"]["kernel"].shape == (1024, 10)
 
 
+@pytest.mark.parametrize(
+    ("name", "classes", "parameters", "macs"),
+    [
+        # Network Slimming's tables; its FLOPs, halved, count BatchNorm too.
+        ("vgg19", 10, 20.04e6, 7.97e8 / 2),
+        ("vgg19", 100, 20.08e6, 7.97e8 / 2),
+        ("densenet40", 10, 1.02e6, 5.33e8 / 2),
+        ("densenet40", 100, 1.06e6, 5.33e8 / 2),
+        ("resnet164", 10, 1.70e6, 4.99e8 / 2),
+        ("resnet164", 100, 1.73e6, 5.00e8 / 2),
+        # Distiller's model zoo.
+        ("vgg16", 10, 14.7e6, 313e6),
+    ],
+)
+def test_networks_have_the_published_size(name, classes, parameters, macs):
+    found, variables = cost(name, classes=classes)
+    trained = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert trained == pytest.approx(parameters, rel=0.005)
+    assert found.macs == pytest.approx(macs, rel=0.01)
+
+
+def test_densenet40_with_24_first_channels_is_the_one_hrank_counts():
+    found, _ = cost_of(models.DenseNet(40, first=24))
+    assert found.macs == pytest.approx(167.41e6 / (1 - 0.408), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "bottleneck"), [("densenet100", False), ("densenet100bc", True)]
+)
+def test_densenet100_costs_what_its_definition_says(name, bottleneck):
+    layers, growth, width = (16, 12, 24) if bottleneck else (32, 12, 16)
+    macs, weights = 32 * 32 * 27 * width, 27 * width
+    for block, pixels in enumerate((32**2, 16**2, 8**2)):
+        for _ in range(layers):
+            wide = 4 * growth
+            kernel = width * wide + 9 * wide * growth if bottleneck else None
+            kernel = kernel or 9 * width * growth
+            macs, weights, width = macs + pixels * kernel, weights + kernel, width + 12
+        if block < 2:
+            kernel = width * (width // 2 if bottleneck else width)
+            macs, weights = macs + pixels * kernel, weights + kernel
+            width = width // 2 if bottleneck else width
+    found, _ = cost(name)
+    assert (found.macs, found.weights) == (macs + 10 * width, weights + 10 * width)
+
+
+def test_mlp_has_the_papers_layers():
+    found, _ = cost("mlp", (28, 28, 1))
+    assert [layer.kernel for layer in found.layers] == [
+        (784, 500),
+        (500, 300),
+        (300, 10),
+    ]
+
+
 def test_eighteen_convolutions_of_resnet20_are_regularised_in_the_papers_shapes():
     from experiments import sparsity
 
@@ -88,3 +146,11 @@ def test_wrong_names_and_depths_are_told_what_is_right():
         models.create("resnet19")
     with pytest.raises(ValueError, match="got 21, expected 6n"):
         models.init(models.ResNet(21))
+    with pytest.raises(ValueError, match="got 41, expected 3n"):
+        models.init(models.DenseNet(41))
+    with pytest.raises(ValueError, match="got 41, expected 6n"):
+        models.init(models.DenseNet(41, bottleneck=True))
+    with pytest.raises(ValueError, match="got 111, expected 9n"):
+        models.init(models.PreResNet(111))
+    with pytest.raises(ValueError, match="got 11, expected 16 or 19"):
+        models.init(models.VGG(11))
