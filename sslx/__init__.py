@@ -1,6 +1,7 @@
 """Structured sparsity for JAX that ends in smaller, faster dense networks."""
 
 from sslx import measure as measure
+from sslx import psp as psp
 from sslx._compact import Compact as Compact
 from sslx._compact import LeafPlan as LeafPlan
 from sslx._compact import Plan as Plan
