@@ -1,8 +1,10 @@
-"""Image sets as whole arrays: CIFAR-10/100 through TFDS without TensorFlow, digits.
+"""Image sets as whole arrays: CIFAR, MNIST, Fashion-MNIST through TFDS, and digits.
 
 `load("cifar10", folder)` looks, in this order, for a cache of decoded arrays in
 `folder/sslx`, a set prepared by tensorflow-datasets (array_record), and the official
-archive on the network. `load("digits")` needs nothing: scikit-learn's wheel has it.
+files on the network. No TensorFlow is needed. Fashion-MNIST may also be installed as
+Debian's package dataset-fashion-mnist. `load("digits")` needs nothing: scikit-learn's
+wheel has it.
 `augment` crops and flips on the device, inside jit.
 """
 
@@ -24,7 +26,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 _CACHE_VERSION = 1
 _KEYS = ("train_images", "train_labels", "test_images", "test_labels")
-NAMES = ("cifar10", "cifar100", "digits")
+NAMES = ("cifar10", "cifar100", "mnist", "fashion_mnist", "digits")
 
 
 class DataError(RuntimeError):
@@ -33,7 +35,7 @@ class DataError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
-    """One data set, decoded: images uint8 (N, H, W, 3), labels int32 (N,)."""
+    """One data set, decoded: images uint8 (N, H, W, C), labels int32 (N,)."""
 
     name: str
     train_images: UInt8[np.ndarray, "N H W C"]
@@ -90,7 +92,7 @@ def load(name: str, folder: str | os.PathLike | None = None) -> Arrays:
     """The data set `name`, from its cache, its prepared files or the network.
 
     Args:
-        name: "cifar10", "cifar100" or "digits".
+        name: one of `NAMES`.
         folder: where tensorflow-datasets keeps its sets; the cache is `folder/sslx`.
 
     Raises:
@@ -170,20 +172,20 @@ def read_cache(path: pathlib.Path, name: str) -> Arrays:
 
 def _decode(name: str, root: pathlib.Path) -> Arrays:
     """Every image of a TFDS set, prepared first where it is missing."""
-    from experiments import cifar_tfds
+    from experiments import tfds_sets
 
-    cifar_tfds.prepare(name, root)
-    train_images, train_labels = _stack(cifar_tfds.source(name, root, "train"))
-    test_images, test_labels = _stack(cifar_tfds.source(name, root, "test"))
-    classes = cifar_tfds.class_names(name, root)
+    tfds_sets.prepare(name, root)
+    train_images, train_labels = _stack(tfds_sets.source(name, root, "train"))
+    test_images, test_labels = _stack(tfds_sets.source(name, root, "test"))
+    classes = tfds_sets.class_names(name, root)
     return Arrays(name, train_images, train_labels, test_images, test_labels, classes)
 
 
 def _stack(source: Iterable[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels of a data source, ordered by their TFDS id."""
+    """Images and labels of a data source, ordered by their TFDS id if they have one."""
     rows = sorted(
         (
-            (row["id"], row["image"], row["label"])
+            (row.get("id", ""), row["image"], row["label"])
             for row in rich.progress.track(source, "decode")
         ),
         key=lambda row: row[0],

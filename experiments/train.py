@@ -81,6 +81,7 @@ class Options:
         log_every: steps between metrics lines.
         checkpoint_every: seconds between checkpoints; each epoch's end has one too.
         flip: mirror images at random.
+        pad: pixels an image may move by when it is cropped at random; 0: none.
         shard_params: split the parameters over the mesh where their last axis allows.
     """
 
@@ -90,6 +91,7 @@ class Options:
     log_every: int = 50
     checkpoint_every: float = 120.0
     flip: bool = True
+    pad: int = 4
     shard_params: bool = False
 
 
@@ -143,7 +145,8 @@ def make_step(
         row = order[state.step % order.shape[0]]
         row = jax.lax.with_sharding_constraint(row, split)
         key = jax.random.fold_in(root, state.step)
-        x = normal(data.augment(key, images[row], flip=options.flip))
+        moved = data.augment(key, images[row], options.pad, flip=options.flip)
+        x = normal(moved)
         params, rest = _split(state.variables)
         grad = jax.value_and_grad(loss_of, has_aux=True)
         (loss, (rest, correct)), grads = grad(params, rest, x, labels[row])

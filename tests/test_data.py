@@ -1,4 +1,6 @@
+import dataclasses
 import functools
+import gzip
 import hashlib
 import http.server
 import io
@@ -9,32 +11,32 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import cifar_tfds, data
+from experiments import data, tfds_sets
 
 
-def small_arrays(name="cifar10", count=12, classes=10):
+def small_arrays(name="cifar10", count=12, classes=10, shape=(32, 32, 3)):
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    images = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
     labels = rng.integers(0, classes, count).astype(np.int32)
     names = tuple(f"class{i}" for i in range(classes))
     return data.Arrays(name, images, labels, images[:5], labels[:5], names)
 
 
-def pack(archive: cifar_tfds.Archive, arrays: data.Arrays, path) -> str:
+def pack(official: tfds_sets.CifarArchive, arrays: data.Arrays, path) -> str:
     """An archive in the official format; its sha256."""
 
     def records(images, labels):
         planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
-        columns = [labels[:, None].astype(np.uint8)] * len(archive.labels)
+        columns = [labels[:, None].astype(np.uint8)] * len(official.names)
         return np.concatenate([*columns, planes], axis=1).tobytes()
 
-    parts = np.array_split(np.arange(len(arrays.train_labels)), len(archive.train))
+    parts = np.array_split(np.arange(len(arrays.train_labels)), len(official.train))
     files = {
         name: records(arrays.train_images[part], arrays.train_labels[part])
-        for name, part in zip(archive.train, parts, strict=True)
+        for name, part in zip(official.train, parts, strict=True)
     }
-    files[archive.test[0]] = records(arrays.test_images, arrays.test_labels)
-    for name in archive.labels.values():
+    files[official.test[0]] = records(arrays.test_images, arrays.test_labels)
+    for name in official.names.values():
         files[name] = "\n".join(arrays.classes).encode() + b"\n"
     with tarfile.open(path, "w:gz") as tar:
         for name, content in files.items():
@@ -42,6 +44,23 @@ def pack(archive: cifar_tfds.Archive, arrays: data.Arrays, path) -> str:
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def pack_idx(arrays: data.Arrays, folder) -> dict[str, str]:
+    """The four files of an MNIST set; file -> sha256."""
+    content = {
+        "train-images-idx3": arrays.train_images[..., 0],
+        "train-labels-idx1": arrays.train_labels.astype(np.uint8),
+        "t10k-images-idx3": arrays.test_images[..., 0],
+        "t10k-labels-idx1": arrays.test_labels.astype(np.uint8),
+    }
+    found = {}
+    for name, array in content.items():
+        header = np.array([0x0800 + array.ndim, *array.shape], ">u4").tobytes()
+        packed = gzip.compress(header + array.tobytes())
+        (folder / f"{name}-ubyte.gz").write_bytes(packed)
+        found[f"{name}-ubyte.gz"] = hashlib.sha256(packed).hexdigest()
+    return found
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -62,9 +81,17 @@ def server(tmp_path):
         thread.join()
 
 
-def assert_same(found, expected):
-    for key in ("train_images", "train_labels", "test_images", "test_labels"):
-        np.testing.assert_array_equal(getattr(found, key), getattr(expected, key))
+def assert_same(found, expected, ordered=True):
+    for split in ("train", "test"):
+        places = []
+        for arrays in (found, expected):
+            images = getattr(arrays, f"{split}_images")
+            pixels = images.reshape(len(images), -1)
+            key = np.arange(len(images)) if ordered else np.lexsort(pixels.T)
+            labels = getattr(arrays, f"{split}_labels")
+            places.append((images[key], labels[key]))
+        np.testing.assert_array_equal(places[0][0], places[1][0])
+        np.testing.assert_array_equal(places[0][1], places[1][1])
     assert found.classes == expected.classes
 
 
@@ -75,24 +102,66 @@ def test_missing_set_is_downloaded_built_and_cached(
 ):
     folder, url = server
     arrays = small_arrays(name, classes=10 if name == "cifar10" else 100)
-    official = cifar_tfds.ARCHIVES[name]
+    official = tfds_sets.OFFICIAL[name]
     packed = folder / official.url.rsplit("/", 1)[-1]
-    archive = cifar_tfds.Archive(
-        f"{url}/{packed.name}",
-        pack(official, arrays, packed),
-        official.labels,
-        official.train,
-        official.test,
+    served = dataclasses.replace(
+        official, url=f"{url}/{packed.name}", sha256=pack(official, arrays, packed)
     )
-    monkeypatch.setitem(cifar_tfds.ARCHIVES, name, archive)
+    monkeypatch.setitem(tfds_sets.OFFICIAL, name, served)
     root = tmp_path / "root"
     assert_same(data.load(name, root), arrays)
     packed.unlink()  # from now on the cache must do
     assert_same(data.load(name, root), arrays)
+    forget_cache(root, name)
+    assert_same(data.load(name, root), arrays)  # from the prepared set
+
+
+def forget_cache(root, name):
     cached = root / "sslx" / f"{name}.npz"
     cached.unlink()
     cached.with_suffix(".json").unlink()
-    assert_same(data.load(name, root), arrays)  # from the prepared set
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("installed", [False, True])
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_missing_mnist_is_downloaded_or_found_installed_built_and_cached(
+    name, installed, server, tmp_path, monkeypatch
+):
+    folder, url = server
+    official = tfds_sets.OFFICIAL[name]
+    arrays = dataclasses.replace(
+        small_arrays(name, shape=(28, 28, 1)), classes=official.names
+    )
+    served = dataclasses.replace(
+        official,
+        url="http://127.0.0.1:9/" if installed else f"{url}/",
+        sha256=pack_idx(arrays, folder),
+        installed=folder if installed else None,
+    )
+    monkeypatch.setitem(tfds_sets.OFFICIAL, name, served)
+    root = tmp_path / "root"
+    first = data.load(name, root)
+    assert_same(first, arrays, ordered=False)
+    forget_cache(root, name)
+    assert_same(data.load(name, root), first)  # from the prepared set
+
+
+@pytest.mark.parametrize("spoil", ["magic", "sizes", "cut short"])
+def test_a_damaged_idx_file_is_named(tmp_path, spoil):
+    files = pack_idx(small_arrays(shape=(28, 28, 1)), tmp_path)
+    path = tmp_path / "train-labels-idx1-ubyte.gz"
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    if spoil == "magic":
+        content[3] = 3
+    elif spoil == "sizes":
+        content[7] += 1
+    else:
+        content = content[:-1]
+    path.write_bytes(gzip.compress(bytes(content)))
+    official = tfds_sets.IdxFiles("nowhere", files, ("a",), "1.0.0", tmp_path)
+    with pytest.raises(data.DataError, match=r"train-labels.* expected 0x801"):
+        list(official.records(tmp_path, "train"))
 
 
 def test_a_changed_archive_is_refused_and_leaves_nothing(server, tmp_path):
@@ -107,15 +176,9 @@ def test_a_changed_archive_is_refused_and_leaves_nothing(server, tmp_path):
 def test_without_network_the_folder_the_option_and_digits_are_named(
     tmp_path, monkeypatch
 ):
-    official = cifar_tfds.ARCHIVES["cifar10"]
-    nowhere = cifar_tfds.Archive(
-        "http://127.0.0.1:9/a.tar.gz",
-        official.sha256,
-        official.labels,
-        official.train,
-        official.test,
-    )
-    monkeypatch.setitem(cifar_tfds.ARCHIVES, "cifar10", nowhere)
+    official = tfds_sets.OFFICIAL["cifar10"]
+    nowhere = dataclasses.replace(official, url="http://127.0.0.1:9/a.tar.gz")
+    monkeypatch.setitem(tfds_sets.OFFICIAL, "cifar10", nowhere)
     with pytest.raises(data.DataError) as error:
         data.load("cifar10", tmp_path)
     for word in (str(tmp_path / "cifar10"), "--data-dir", "--data digits"):
@@ -155,8 +218,8 @@ def test_digits_are_the_real_ones_split_once_and_for_all():
 
 
 def test_unknown_set():
-    with pytest.raises(ValueError, match="got 'mnist', expected one of cifar10"):
-        data.load("mnist")
+    with pytest.raises(ValueError, match="got 'svhn', expected one of cifar10"):
+        data.load("svhn")
 
 
 def test_moments_are_numpys():
