@@ -13,10 +13,15 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
+import tyro
+
+from experiments import checkpoints, data, train
+
+Config = TypeVar("Config")
 
 
 class RunError(RuntimeError):
@@ -72,6 +77,72 @@ class Run:
     def finish(self, stage: str, result: Mapping[str, Any]) -> None:
         """Write the result; from now on the stage is complete."""
         write_json(self.path(stage) / "result.json", result)
+
+    def do(
+        self,
+        config: Any,
+        fields: Mapping[str, Sequence[str]],
+        act: Callable[[str], Mapping[str, Any]],
+    ) -> None:
+        """Do the stages of `config.stages` that are not done yet; the last one always.
+
+        Args:
+            config: with `stages`, and the options that `fields` names.
+            fields: stage -> the options it depends on, which must not change.
+            act: stage -> its result.
+
+        Raises:
+            RunError: an earlier stage is missing, or the folder has other options.
+        """
+        origin = provenance()  # now: the folder may change while this runs
+        wanted = [stage for stage in self.stages if stage in config.stages]
+        for place, stage in enumerate(self.stages):
+            done = self.result(stage) is not None and stage != self.stages[-1]
+            if stage not in wanted:
+                later = [s for s in wanted if self.stages.index(s) > place]
+                if later and not done:
+                    raise RunError(
+                        f"--stages {' '.join(later)}: needs stage {stage}, which is not"
+                        f" complete in {self.folder}; add {stage} to --stages"
+                    )
+                continue
+            self.begin(stage, {name: getattr(config, name) for name in fields[stage]})
+            if not done:
+                self.finish(stage, {**act(stage), "provenance": origin})
+
+
+def parse(
+    presets: Mapping[str, Config], default: str, arguments: list[str], about: str | None
+) -> Config:
+    """Options from the command line; `--preset` gives the defaults."""
+    preset = default
+    for place, word in enumerate(arguments):
+        if word == "--preset" and place + 1 < len(arguments):
+            preset = arguments[place + 1]
+        elif word.startswith("--preset="):
+            preset = word.removeprefix("--preset=")
+    start = presets.get(preset, presets[default])
+    config: Any = tyro.cli(
+        type(start), args=arguments, default=start, description=about
+    )
+    return config
+
+
+def command(main: Callable[[], Any]) -> None:
+    """Run a command line; what can be expected to go wrong is said in one line."""
+    try:
+        main()
+    except (
+        ValueError,
+        OSError,
+        data.DataError,
+        RunError,
+        train.TrainingError,
+        checkpoints.CheckpointError,
+    ) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command continues from the last checkpoint")
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:

@@ -2,8 +2,11 @@
 
 import dataclasses
 import functools
+import itertools
+import pathlib
 import statistics
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -15,6 +18,94 @@ from jaxtyping import Array, Float, PyTree
 import sslx
 from experiments import data, models, runs, sparsity, train
 from sslx import measure
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The options that baseline, compact, fine-tuning and benchmark read."""
+
+    preset: Literal["smoke", "cpu", "paper"] = "cpu"
+    """Defaults of all numbers: smoke (minutes), cpu (1.5 hours, 2 cores), paper."""
+    data: Literal["cifar10", "cifar100", "digits"] = "cifar10"
+    """Images; digits are scikit-learn's 1,797, brought to 32x32x3."""
+    data_dir: pathlib.Path | None = None
+    """Folder of tensorflow-datasets [$SSLX_DATA_DIR or ~/tensorflow_datasets]."""
+    model: Literal[
+        "resnet8",
+        "resnet20",
+        "resnet32",
+        "resnet56",
+        "resnet110",
+        "resnet164",
+        "densenet40",
+        "densenet100",
+        "densenet100bc",
+        "vgg16",
+        "vgg19",
+        "convnet",
+        "lenet",
+    ] = "resnet20"
+    """Network."""
+    seed: int = 0
+    """Of initial values, order and augmentation."""
+    batch: int = 128
+    """Images per step."""
+    weight_decay: float = 5e-4
+    """L2 decay of kernels; in SSL not of those that SSL regularises."""
+    baseline_epochs: int = 9
+    """Epochs from scratch."""
+    learning_rate: float = 0.3
+    """Baseline: peak of warm-up and cosine."""
+    structure: sparsity.Structure = "coupled"
+    """What a group is; coupled: a filter with the input channel that reads it."""
+    block: int = 8
+    """Filters and channels in one group: fast widths are multiples of 8."""
+    finetune_epochs: int = 5
+    """Epochs of the compact network."""
+    finetune_learning_rate: float = 0.1
+    """Fine-tuning: peak of warm-up and cosine."""
+    benchmark_batches: tuple[int, ...] = (1, 32, 256)
+    """Batch sizes to time."""
+    benchmark_repeats: int = 30
+    """Rounds of the timing, dense and compact side by side in each."""
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Option -> smallest and largest value."""
+        counts = ("batch", "block", "baseline_epochs", "finetune_epochs")
+        rates = ("learning_rate", "finetune_learning_rate")
+        return {
+            **dict.fromkeys((*counts, "benchmark_repeats"), (1, 1 << 20)),
+            **dict.fromkeys(rates, (0.0, 1e3)),
+            "weight_decay": (0.0, 1.0),
+        }
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in self.ranges().items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option}: got {value}, expected {low} to {high:g}")
+
+
+def fields(
+    stages: Sequence[str], sparse: tuple[str, ...]
+) -> dict[str, tuple[str, ...]]:
+    """Stage -> the options it depends on: its own and those of all before it.
+
+    Args:
+        stages: baseline, one that makes zeros, compact, finetune, benchmark, report.
+        sparse: the options of the second.
+    """
+    baseline = ("data", "model", "seed", "batch", "weight_decay", "learning_rate")
+    own = (
+        (*baseline, "baseline_epochs"),
+        sparse,
+        (),
+        ("finetune_epochs", "finetune_learning_rate"),
+        ("benchmark_batches", "benchmark_repeats"),
+    )
+    sums = itertools.accumulate(own)
+    return {**dict(zip(stages, sums, strict=False)), stages[-1]: ()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +124,12 @@ class Context:
     @functools.cached_property
     def trained(self) -> dict[str, Any]:
         """Variables of the baseline; trains it where it is not complete."""
-        return _fit(self, baseline_stage(self), self.config.baseline_epochs)
+        return fit(self, baseline_stage(self), self.config.baseline_epochs)
 
     @functools.cached_property
     def sparse(self) -> dict[str, Any]:
         """Variables with zero groups, of the dense shapes."""
-        return _fit(self, ssl_stage(self), self.config.ssl_epochs)
+        return fit(self, ssl_stage(self), self.config.ssl_epochs)
 
     @functools.cached_property
     def groups(self) -> sslx.Groups:
@@ -55,7 +146,7 @@ class Context:
     @functools.cached_property
     def tuned(self) -> dict[str, Any]:
         """Variables of the compact network after fine-tuning."""
-        return _fit(self, finetune_stage(self), self.config.finetune_epochs)
+        return fit(self, finetune_stage(self), self.config.finetune_epochs)
 
     def images(self, count: int) -> Float[Array, "N H W C"]:
         """The first test images, normalised."""
@@ -76,7 +167,8 @@ class Context:
         return len(self.arrays.train_labels) // self.config.batch
 
 
-def _fit(context: Context, stage: train.Stage, epochs: int) -> dict[str, Any]:
+def fit(context: Context, stage: train.Stage, epochs: int) -> dict[str, Any]:
+    """Variables after the stage, trained as far as it is not yet."""
     config = context.config
     options = train.Options(
         epochs,
@@ -88,7 +180,7 @@ def _fit(context: Context, stage: train.Stage, epochs: int) -> dict[str, Any]:
     return train.fit(stage, context.arrays, options, context.run.path(stage.name))
 
 
-def _sgd(
+def sgd(
     schedule: optax.Schedule, decay: float, skip: tuple[str, ...] = ()
 ) -> optax.GradientTransformation:
     """Nesterov SGD, momentum 0.9; L2 decay of kernels other than `skip`."""
@@ -117,7 +209,7 @@ def baseline_stage(context: Context) -> train.Stage:
         "baseline",
         context.model.apply,
         models.init(context.model, shape, config.seed),
-        _sgd(schedule, config.weight_decay),
+        sgd(schedule, config.weight_decay),
         schedule,
     )
 
@@ -135,7 +227,7 @@ def ssl_stage(context: Context) -> train.Stage:
         context.model.apply,
         context.trained,
         optax.chain(
-            _sgd(schedule, config.weight_decay, regularised),
+            sgd(schedule, config.weight_decay, regularised),
             sparsity.proximal_to_target(
                 groups, schedule, strength, macs, config.target
             ),
@@ -146,14 +238,18 @@ def ssl_stage(context: Context) -> train.Stage:
 
 
 def finetune_stage(context: Context) -> train.Stage:
-    """The compact network, without any penalty."""
+    """The compact network, without any penalty; columns that are zero stay so."""
     config = context.config
     schedule = context.schedule(config.finetune_learning_rate, config.finetune_epochs)
+    optimizer = sgd(schedule, config.weight_decay)
+    if config.structure == "shape":
+        kernels = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+        optimizer = optax.chain(optimizer, optax.masked(sslx.keep_zeros(), kernels))
     return train.Stage(
         "finetune",
         context.small.apply,
         context.small.variables,
-        _sgd(schedule, config.weight_decay),
+        optimizer,
         schedule,
     )
 
@@ -161,13 +257,13 @@ def finetune_stage(context: Context) -> train.Stage:
 def baseline(context: Context) -> dict[str, Any]:
     """Accuracy and cost of the dense network."""
     variables = context.trained
-    return _trained_result(context, "baseline", context.model.apply, variables)
+    return trained_result(context, "baseline", context.model.apply, variables)
 
 
 def ssl(context: Context) -> dict[str, Any]:
     """Accuracy with zero groups still in place, and how many there are."""
     variables = context.sparse
-    result = _trained_result(context, "ssl", context.model.apply, variables)
+    result = trained_result(context, "ssl", context.model.apply, variables)
     alive = sslx.alive(context.groups, variables["params"])
     zeros = {name: int(jnp.sum(~mask)) for name, mask in alive.items()}
     return {**result, "zero_groups": zeros, "groups": context.groups.count}
@@ -206,7 +302,7 @@ def compact(context: Context) -> dict[str, Any]:
 def finetune(context: Context) -> dict[str, Any]:
     """Train the compact network and save it, ready for `sslx.load`."""
     tuned = context.tuned
-    result = _trained_result(context, "finetune", context.small.apply, tuned)
+    result = trained_result(context, "finetune", context.small.apply, tuned)
     model = dataclasses.replace(context.small, variables=tuned)
     sslx.save(context.run.path("finetune") / "model", model)
     return result
@@ -239,9 +335,10 @@ def report(context: Context) -> dict[str, Any]:
     return ssl_report.write(context)
 
 
-def _trained_result(
+def trained_result(
     context: Context, stage: str, apply: train.Apply, variables: dict[str, Any]
 ) -> dict[str, Any]:
+    """Accuracy after the last epoch, cost, and how long the stage trained."""
     rows = train.read_metrics(context.run.path(stage) / "metrics.jsonl")
     cost = measure.cost(apply, variables, context.images(1))
     return {
