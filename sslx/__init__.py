@@ -2,6 +2,7 @@
 
 from sslx import measure as measure
 from sslx import psp as psp
+from sslx import select as select
 from sslx._compact import Compact as Compact
 from sslx._compact import LeafPlan as LeafPlan
 from sslx._compact import Plan as Plan

@@ -1,0 +1,51 @@
+"""Densities over time that optax has no schedule for."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+__all__ = ["one_cycle"]
+
+
+def one_cycle(
+    final: float,
+    steps: int,
+    *,
+    begin: int = 0,
+    initial: float = 1.0,
+    steepness: float = 14.0,
+    offset: float = 5.0,
+) -> Callable[[ArrayLike], Float[Array, ""]]:
+    """A density that falls along a logistic curve, once, over the whole of training.
+
+    `d(t) = initial + (final - initial) * (1 + e^(b-a)) / (1 + e^(b - a*t))`, with t
+    from 0 to 1 over `steps`, a = steepness, b = offset; `initial` before `begin`.
+
+    Args:
+        final: Density at the end.
+        steps: Length of the fall.
+        begin: Step at which it begins.
+        initial: Density before.
+        steepness: a.
+        offset: b.
+
+    Returns:
+        Step -> density.
+
+    Source: Hubens et al. 2022 (one-cycle pruning).
+    """
+    if steps < 1:
+        raise ValueError(f"one_cycle: steps must be >= 1, got {steps}")
+    top = 1 + math.exp(offset - steepness)
+
+    def density(step: ArrayLike) -> Array:
+        t = jnp.clip((jnp.asarray(step) - begin) / steps, 0, 1)
+        share = top * jax.nn.sigmoid(steepness * t - offset)
+        fall = jnp.where(jnp.asarray(step) < begin, 0, share)
+        return initial + (final - initial) * fall
+
+    return density

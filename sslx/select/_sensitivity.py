@@ -1,0 +1,152 @@
+"""How much each class of groups alone can lose, and densities chosen from that."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from sslx._classes import Groups
+from sslx._groups import scale
+from sslx.select._choose import Costs, keep
+from sslx.select._scores import Loss, Scores
+
+__all__ = ["Sensitivity", "sensitivity"]
+
+_TILT = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensitivity:
+    """Loss with one class of groups at a time thinned out.
+
+    Attributes:
+        densities: Shares kept, ascending, below 1.
+        losses: Class name -> loss at each density, all other classes being whole.
+        baseline: Loss with all classes whole.
+    """
+
+    densities: tuple[float, ...]
+    losses: Mapping[str, Float[np.ndarray, " D"]]
+    baseline: float
+
+    def allocate(self, costs: Costs, budget: float | int) -> dict[str, float]:
+        """Densities under a budget, at which every class alone costs the same loss.
+
+        `density_c(t) = min {d : loss_c(d') <= baseline + t for all d' >= d}`, linear
+        between the densities measured, not below the smallest of them; t is such that
+        `sum_c density_c(t) * cost_c = budget`.
+
+        Args:
+            costs: Class name -> cost per group; see `keep`.
+            budget: Costs to keep, of the classes here.
+
+        Returns:
+            Class name -> density, for `keep(groups, scores, densities)`.
+
+        Raises:
+            ValueError: The densities measured do not reach down to the budget.
+
+        Source: layer densities from sensitivity curves: Han et al. 2015.
+        """
+        total = {name: float(np.sum(costs[name])) for name in self.losses}
+        spent = lambda shares: sum(total[name] * d for name, d in shares.items())
+        curves = {name: self._rise(loss) for name, loss in self.losses.items()}
+        places = [*self.densities, 1.0]
+
+        def at(rise: float) -> dict[str, float]:
+            return {
+                name: float(np.interp(rise, curve[::-1], places[::-1]))
+                for name, curve in curves.items()
+            }
+
+        low, high = 0.0, max(float(curve[0]) for curve in curves.values())
+        if spent(at(high)) > budget * (1 + 1e-9):
+            raise ValueError(
+                f"allocate: the smallest densities measured cost {spent(at(high)):g},"
+                f" the budget is {budget:g}; measure smaller ones"
+            )
+        if spent(at(low)) <= budget:
+            return at(low)
+        for _ in range(100):
+            middle = (low + high) / 2
+            fits = spent(at(middle)) <= budget
+            low, high = (low, middle) if fits else (middle, high)
+        return at(high)
+
+    def _rise(self, losses: Float[np.ndarray, " D"]) -> Float[np.ndarray, " E"]:
+        """Worst loss over the baseline from each density up; strictly falling, to 0."""
+        above = np.append(np.maximum(losses - self.baseline, 0), 0)
+        worst = np.maximum.accumulate(above[::-1])[::-1]
+        span = max(float(np.max(v)) - self.baseline for v in self.losses.values())
+        places = np.array([*self.densities, 1.0])
+        return worst + _TILT * (span if span > 0 else 1) * (1 - places)
+
+
+def sensitivity(
+    loss: Loss,
+    groups: Groups,
+    params: PyTree,
+    scores: Scores,
+    densities: Sequence[float],
+    *,
+    batch_size: int = 1,
+) -> Sensitivity:
+    """Loss of the network with each class of groups alone kept to each density.
+
+    One compiled program runs all (class, density) pairs.
+
+    Args:
+        loss: Parameters -> loss, or error rate, on data it closes over.
+        groups: The groups.
+        params: Parameters.
+        scores: Class name -> scores, which say what goes first.
+        densities: Shares to keep, strictly between 0 and 1, or 0.
+        batch_size: Pairs computed at once, by `jax.vmap`; memory is that many copies
+            of the parameters and activations. 1 is fastest on CPUs, where a
+            convolution with several kernels at once is slow.
+
+    Returns:
+        Losses per class and density.
+
+    Raises:
+        ValueError: A density outside 0 to 1, or two alike.
+
+    Example:
+        >>> found = sensitivity(loss, groups, params, scores, [0.1, 0.3, 0.5, 0.7])
+        >>> shares = found.allocate(groups.sizes, budget=50_000)
+        >>> masks = keep(groups, scores, shares)
+    """
+    places = sorted(map(float, densities))
+    inside = places and 0 <= places[0] and places[-1] < 1
+    if not inside or len(set(places)) < len(places):
+        raise ValueError(
+            f"sensitivity: densities must differ and be from 0 to below 1, got {places}"
+        )
+    names = list(scores)
+    free = {name: jnp.asarray(value) for name, value in scores.items()}
+
+    @jax.jit
+    def run(params: PyTree, scores: Scores) -> tuple[Array, Array]:
+        def single(pair: tuple[Array, Array]) -> Array:
+            which, density = pair
+            masks = {}
+            for number, name in enumerate(names):
+                share = jnp.where(which == number, density, 1.0)
+                one = {name: scores[name]}
+                masks |= keep(groups, one, share, minimum=0)
+            return jnp.asarray(loss(scale(groups, params, masks)))
+
+        which = jnp.repeat(jnp.arange(len(names)), len(places))
+        shares = jnp.tile(jnp.asarray(places), len(names))
+        each = jax.lax.map(single, (which, shares), batch_size=batch_size)
+        return each.reshape(len(names), len(places)), jnp.asarray(loss(params))
+
+    losses, baseline = jax.device_get(run(params, free))
+    return Sensitivity(
+        tuple(places),
+        {name: np.asarray(row, float) for name, row in zip(names, losses, strict=True)},
+        float(baseline),
+    )
