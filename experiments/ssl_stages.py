@@ -116,6 +116,11 @@ class Context:
     run: runs.Run
     arrays: data.Arrays
 
+    @property
+    def method(self) -> str:
+        """How groups become zero, in the report."""
+        return "SSL"
+
     @functools.cached_property
     def model(self) -> nn.Module:
         """The dense network."""
@@ -154,9 +159,11 @@ class Context:
             jnp.asarray(self.arrays.test_images[:count])
         )
 
-    def schedule(self, peak: float, epochs: int) -> optax.Schedule:
+    def schedule(
+        self, peak: float, epochs: int, epoch_steps: int = 0
+    ) -> optax.Schedule:
         """Linear from peak/20 up to `peak` in a fifth of the steps, cosine to zero."""
-        steps = epochs * self.per_epoch
+        steps = epochs * (epoch_steps or self.per_epoch)
         return optax.warmup_cosine_decay_schedule(
             peak / 20, peak, max(1, steps // 5), steps, 0.0
         )
@@ -167,15 +174,18 @@ class Context:
         return len(self.arrays.train_labels) // self.config.batch
 
 
-def fit(context: Context, stage: train.Stage, epochs: int) -> dict[str, Any]:
+def fit(
+    context: Context, stage: train.Stage, epochs: int, epoch_steps: int = 0
+) -> dict[str, Any]:
     """Variables after the stage, trained as far as it is not yet."""
     config = context.config
     options = train.Options(
         epochs,
         config.batch,
         config.seed,
+        epoch_steps=epoch_steps,
         flip=context.arrays.name != "digits",
-        log_every=max(1, min(50, context.per_epoch // 4)),
+        log_every=max(1, min(50, (epoch_steps or context.per_epoch) // 4)),
     )
     return train.fit(stage, context.arrays, options, context.run.path(stage.name))
 
@@ -295,7 +305,7 @@ def compact(context: Context) -> dict[str, Any]:
         "images": len(images),
         "macs": after.macs,
         "parameters": after.parameters,
-        "layers": _layers(before, after),
+        "layers": layers(before, after),
     }
 
 
@@ -362,7 +372,7 @@ def training_seconds(rows: list[dict[str, Any]], batch: int) -> float:
     return sum(seconds)
 
 
-def _layers(before: measure.Cost, after: measure.Cost) -> list[dict[str, Any]]:
+def layers(before: measure.Cost, after: measure.Cost) -> list[dict[str, Any]]:
     """Kernel shape and MACs of every layer, dense and compact; () where it is gone."""
     kept = {layer.name: layer for layer in after.layers}
     rows = []
