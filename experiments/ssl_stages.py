@@ -178,13 +178,14 @@ def fit(
     context: Context, stage: train.Stage, epochs: int, epoch_steps: int = 0
 ) -> dict[str, Any]:
     """Variables after the stage, trained as far as it is not yet."""
-    config = context.config
+    config, name = context.config, context.arrays.name
     options = train.Options(
         epochs,
         config.batch,
         config.seed,
         epoch_steps=epoch_steps,
-        flip=context.arrays.name != "digits",
+        flip=name.startswith("cifar"),
+        pad=0 if "mnist" in name else 4,
         log_every=max(1, min(50, (epoch_steps or context.per_epoch) // 4)),
     )
     return train.fit(stage, context.arrays, options, context.run.path(stage.name))

@@ -83,6 +83,7 @@ class Options:
         flip: mirror images at random.
         pad: pixels an image may move by when it is cropped at random; 0: none.
         shard_params: split the parameters over the mesh where their last axis allows.
+        epoch_steps: end an epoch after so many steps; 0: when all images were seen.
     """
 
     epochs: int
@@ -93,6 +94,7 @@ class Options:
     flip: bool = True
     pad: int = 4
     shard_params: bool = False
+    epoch_steps: int = 0
 
 
 @functools.cache
@@ -243,6 +245,7 @@ def fit(
             f"{len(arrays.train_labels)} training images"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    per_epoch = min(per_epoch, options.epoch_steps or per_epoch)
     store = checkpoints.Checkpoints(folder / "checkpoints")
     try:
         run = _Run(stage, arrays, options, folder, store, per_epoch)
@@ -288,7 +291,7 @@ class _Run:
                 order = epoch_order(
                     self.options.seed, epoch, len(labels), self.options.batch
                 )
-                order = jax.device_put(order, everywhere)
+                order = jax.device_put(order[: self.per_epoch], everywhere)
                 for _ in range(self.at % self.per_epoch, self.per_epoch):
                     self.state = self.step(self.state, images, labels, order)
                     self.at += 1
