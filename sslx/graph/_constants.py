@@ -83,6 +83,10 @@ def _propagate(liveness: Liveness) -> None:
             _through_call(liveness, eqn, body.inside)
             continue
         if body is not None:
+            if liveness.runs(eqn):
+                rows = zip(eqn.inputs, liveness.targets(eqn), strict=True)
+                for value, target in rows:
+                    _seed_filled(liveness, value, target)
             continue
         if liveness.runs(eqn):
             _seed(liveness, eqn)
@@ -160,7 +164,7 @@ class Carrier:
             top = stack[-1]
             if top.literal is not None or top in self._values:
                 if top not in self._values:
-                    self._values[top] = np.asarray(top.literal, top.dtype)
+                    self._values[top] = top.array
                 stack.pop()
                 continue
             if top in self._pending:
@@ -189,7 +193,7 @@ class Carrier:
 def _carries(eqn: Equation) -> bool:
     """Whether constants come through an equation; if not, nothing of it is read."""
     if eqn.bodies:
-        return eqn.name not in ("scan", "cond")
+        return eqn.name not in ("scan", "cond", "while")
     return relation(eqn).constant
 
 

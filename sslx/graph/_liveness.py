@@ -7,6 +7,7 @@ without axes has one mask of length one.
 import dataclasses
 from collections.abc import Iterable, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from sslx.graph._program import Equation, Program, Value
@@ -56,7 +57,7 @@ def literal_facts(value: Value) -> Facts:
     """Facts of a literal or of a constant baked into the program."""
     zero = full(value, False)
     array = value.literal
-    if np.size(array) <= _LITERAL_LIMIT and np.issubdtype(value.dtype, np.number):
+    if np.size(array) <= _LITERAL_LIMIT and jnp.issubdtype(value.dtype, np.number):
         array = np.asarray(array)
         nonzero = array != 0
         axes = range(array.ndim)
@@ -78,10 +79,14 @@ class Liveness:
         self.facts: dict[Value, Facts] = {}
         self.need: dict[Value, Masks] = {}
         self.constant_need: dict[Value, Masks] = {}
+        self.copied: dict[Value, Masks] = {}
         self.forced: dict[Value, Masks] = {}
         self.unread: dict[Value, Masks] = {}
         self.relations: dict[Equation, Relation] = {}
         self.inner: dict[Equation, Body] = {}
+        self._alive: dict[Value, Masks] = {}
+        self._targets: dict[Equation, list[Masks]] = {}
+        self._uniform: dict[tuple[Value, int], Mask] = {}
         self.producer: dict[Value, Equation] = {}
         for eqn in program.equations:
             self.producer.update((v, eqn) for v in eqn.outputs)
@@ -106,20 +111,29 @@ class Liveness:
 
     def alive(self, value: Value) -> Masks:
         """Slices that are computed: needed, and neither zero nor a folded constant."""
-        need = self.need.get(value)
-        if need is None:
-            return full(value, False)
-        absent = self.absent(value)
-        return [n & ~z for n, z in zip(need, absent, strict=True)]
+        masks = self._alive.get(value)
+        if masks is None:
+            need = self.need.get(value)
+            if need is None:
+                masks = full(value, False)
+            else:
+                absent = self.absent(value)
+                masks = [n & ~z for n, z in zip(need, absent, strict=True)]
+            self._alive[value] = masks
+        return masks
 
     def runs(self, equation: Equation) -> bool:
         """Whether anything of an equation's outputs is computed."""
         return any(all(m.any() for m in self.alive(v)) for v in equation.outputs)
 
+    def _forget(self) -> None:
+        self._alive, self._targets, self._uniform = {}, {}, {}
+
     # Forward.
 
     def forward(self, inputs: Sequence[Facts]) -> list[Facts]:
         """Propagate facts from the inputs; returns those of the outputs."""
+        self._forget()
         for value, facts in zip(self.program.inputs, inputs, strict=True):
             self._set(value, facts)
         for eqn in self.program.equations:
@@ -149,23 +163,47 @@ class Liveness:
 
     def backward(self, outputs: Sequence[Masks]) -> list[Masks]:
         """Propagate needs from the outputs; returns those of the inputs."""
+        self._forget()
         self.need = {}
         for value, masks in zip(self.program.outputs, outputs, strict=True):
             self.require(value, masks)
         for eqn in reversed(self.program.equations):
             if not self.runs(eqn):
                 continue
-            if eqn in self.inner:
-                needs = self.inner[eqn].backward([self.alive(v) for v in eqn.outputs])
-            else:
-                needs = self.targets(eqn)
-            for value, masks in zip(eqn.inputs, needs, strict=True):
+            for value, masks in zip(eqn.inputs, self.targets(eqn), strict=True):
                 self.require(value, masks)
+        self.copied = {}
+        for eqn in self.program.equations:
+            if eqn.name == "reduce_sum" and self.runs(eqn):
+                self._read_copies(eqn)
         return [self.need.get(v, full(v, False)) for v in self.program.inputs]
 
     def require(self, value: Value, masks: Masks) -> None:
         """Add to what is needed of a value."""
         add(self.need, value, masks)
+
+    def _read_copies(self, equation: Equation) -> None:
+        """Record what stands behind the equal terms of a sum."""
+        for (member,) in self.relations[equation].sums:
+            same = self.repeated(equation, member)
+            if not same.any():
+                continue
+            (target,) = self.targets(equation)
+            region = [same if a == member.axis else m for a, m in enumerate(target)]
+            work = [(equation.inputs[0], region)]
+            while work:
+                value, region = work.pop()
+                eqn, need = self.producer.get(value), self.need.get(value)
+                zero = self.of(value).zero
+                if eqn is None or any((z | ~r).all() for z, r in _rows(zero, region)):
+                    continue
+                if need is not None and all(
+                    (n | ~r).all() for n, r in _rows(need, region)
+                ):
+                    continue
+                add(self.copied, value, region)
+                wanted = [region if v is value else full(v, True) for v in eqn.outputs]
+                work += zip(eqn.inputs, self.behind(eqn, wanted), strict=True)
 
     def terms(self, equation: Equation, members: Sequence[Summed]) -> Mask:
         """Which terms of a sum are computed, by label."""
@@ -176,6 +214,7 @@ class Liveness:
             gone = facts.zero[member.axis]
             if self.folds(equation, member):
                 gone = facts.constant[member.axis]
+            gone = gone | self.repeated(equation, member)
             some = np.zeros(size, bool)
             some[label_of(equation, member)[~gone]] = True
             alive &= some
@@ -193,6 +232,63 @@ class Liveness:
             and all(self.of(v).static for v in others)
         )
 
+    def repeated(self, equation: Equation, member: Summed) -> Mask:
+        """Terms of a plain sum that equal one another, and need one evaluation only.
+
+        Such are the removed channels after `x - mean(x)`: each is `-mean(x)`.
+        """
+        value = equation.inputs[member.operand]
+        none = np.zeros(value.shape[member.axis], bool)
+        if equation.name != "reduce_sum":
+            return none
+        for axis in sorted(equation.params["axes"]):
+            same = self.uniform(value, axis) & ~self.of(value).zero[axis]
+            if same.any() and not same.all():
+                return same if axis == member.axis else none
+        return none
+
+    def uniform(self, value: Value, axis: int) -> Mask:
+        """Slices of an axis that are equal to one another."""
+        stack = [(value, axis)]
+        while stack:
+            key = stack[-1]
+            if key not in self._uniform:
+                found = self._copies(*key)
+                if isinstance(found, tuple):
+                    stack.append(found)
+                    continue
+                self._uniform[key] = found
+            stack.pop()
+        return self._uniform[value, axis]
+
+    def _copies(self, value: Value, axis: int) -> "Mask | tuple[Value, int]":
+        """The answer of `uniform`, or the question to answer before."""
+        zero = self.of(value).zero[axis]
+        eqn = self.producer.get(value)
+        if zero.any() or eqn is None or eqn in self.inner:
+            return zero
+        position = eqn.outputs.index(value)
+        links = [
+            x
+            for x in self.relations[eqn].links
+            if x.output == position and x.out_axis == axis
+        ]
+        if not links:
+            return ~zero if eqn.name == "broadcast_in_dim" else zero
+        same = ~zero
+        for link in links:
+            operand = eqn.inputs[link.operand]
+            if operand.shape[link.in_axis] == 1:
+                continue
+            if link.in_label is not None or link.out_label is not None:
+                return zero
+            if (operand, link.in_axis) not in self._uniform:
+                return operand, link.in_axis
+            same = same & self._uniform[operand, link.in_axis]
+            if not same.any():
+                break
+        return same
+
     def wanted(self, equation: Equation) -> list[Masks]:
         """What is asked of the outputs of an equation, as it can be produced."""
         masks = [self.alive(v) for v in equation.outputs]
@@ -201,12 +297,19 @@ class Liveness:
 
     def targets(self, equation: Equation) -> list[Masks]:
         """The slices each operand must deliver."""
-        return pull(
-            equation,
-            self.relations[equation],
-            self.wanted(equation),
-            [self.terms(equation, s) for s in self.relations[equation].sums],
-        )
+        if equation not in self._targets:
+            if equation in self.inner:
+                alive = [self.alive(v) for v in equation.outputs]
+                needs = self.inner[equation].backward(alive)
+            else:
+                needs = self.behind(equation, self.wanted(equation))
+            self._targets[equation] = needs
+        return self._targets[equation]
+
+    def behind(self, equation: Equation, wanted: list[Masks]) -> list[Masks]:
+        """The slices of each operand that given slices of the outputs come from."""
+        rel = self.relations[equation]
+        return pull(equation, rel, wanted, [self.terms(equation, s) for s in rel.sums])
 
     # Forcing.
 
@@ -218,7 +321,7 @@ class Liveness:
         """
         changed = False
         for value, facts in self.facts.items():
-            reads = self.need.get(value), self.constant_need.get(value)
+            reads = [d.get(value) for d in (self.need, self.constant_need, self.copied)]
             masks = full(value, True)
             for read in reads:
                 if read is not None:
@@ -228,21 +331,18 @@ class Liveness:
             new = any((m & ~z).any() for m, z in zip(masks, facts.zero, strict=True))
             changed |= new and any(not m.all() for m in masks)
             self.unread[value] = masks
-        for body in self.inner.values():
-            changed |= body.inside.narrow()
+        for inside in self._insides():
+            changed |= inside.narrow()
         return changed
 
     def widen(self) -> None:
         """Forget what `narrow` found, here and in all bodies."""
         self.unread = {}
-        for body in self.inner.values():
-            body.inside.widen()
+        for inside in self._insides():
+            inside.widen()
 
-    def release(self) -> None:
-        """Forget what was forced, here and in all bodies."""
-        self.forced = {}
-        for body in self.inner.values():
-            body.inside.release()
+    def _insides(self) -> "Iterable[Liveness]":
+        return (inside for body in self.inner.values() for inside in body.insides)
 
     def force(self, value: Value, masks: Masks) -> bool:
         """Keep slices computed though they are zero or constant; False if they were."""
@@ -290,6 +390,10 @@ def add(store: dict[Value, Masks], value: Value, masks: Masks) -> None:
     if old is not None:
         masks = [m | o for m, o in zip(masks, old, strict=True)]
     store[value] = masks
+
+
+def _rows(a: Masks, b: Masks) -> Iterable[tuple[Mask, Mask]]:
+    return zip(a, b, strict=True)
 
 
 def label_of(equation: Equation, member: Summed) -> np.ndarray:
@@ -393,9 +497,17 @@ def pull(
 
 
 class Body:
-    """An equation whose meaning is the program in it; see `sslx.graph._bodies`."""
+    """An equation whose meaning is the programs in it; see `sslx.graph._bodies`.
 
-    inside: Liveness
+    Attributes:
+      insides: one analysis per program.
+      entries: program number, input number there, operand number.
+      exits: program number, output number there, output number.
+    """
+
+    insides: tuple[Liveness, ...]
+    entries: list[tuple[int, int, int]]
+    exits: list[tuple[int, int, int]]
 
     def forward(self, ins: list[Facts]) -> list[Facts]:
         """Facts of the outputs."""

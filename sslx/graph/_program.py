@@ -1,8 +1,8 @@
 """A traced JAX function as a flat list of equations over values of our own.
 
 Calls that only name a piece of a program (`jit`, `closed_call`) are inlined. Calls that
-mean something (`custom_jvp_call`, `checkpoint`, `scan`, `cond`, `while`) stay equations
-and carry the programs of their bodies.
+mean something (custom derivatives, `checkpoint`, `scan`, `cond`, `while`) stay
+equations and carry the programs of their bodies.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sslx import _jax_compat
@@ -17,10 +18,12 @@ from sslx import _jax_compat
 _INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr"}
 _BODIES = {
     "custom_jvp_call": ("call_jaxpr",),
+    "custom_vjp_call": ("call_jaxpr",),
     "checkpoint": ("jaxpr",),
     "remat": ("jaxpr",),
     "remat2": ("jaxpr",),
     "scan": ("jaxpr",),
+    "while": ("cond_jaxpr", "body_jaxpr"),
 }
 
 
@@ -36,6 +39,13 @@ class Value:
         self.shape = tuple(shape)
         self.dtype = dtype
         self.literal = literal
+
+    @property
+    def array(self) -> Any:
+        """The literal as an array; keys of random numbers stay what they are."""
+        if jnp.issubdtype(self.dtype, jax.dtypes.extended):
+            return self.literal
+        return np.asarray(self.literal, self.dtype)
 
 
 @dataclasses.dataclass(eq=False)

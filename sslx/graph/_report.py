@@ -3,9 +3,8 @@
 import dataclasses
 from collections.abc import Mapping
 
-from sslx.graph._bodies import Call
-from sslx.graph._liveness import Liveness
-from sslx.graph._program import Value
+from sslx.graph._liveness import Body, Liveness
+from sslx.graph._program import Equation, Value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,19 +32,37 @@ def held_back(liveness: Liveness, paths: Mapping[Value, str]) -> tuple[Held, ...
         body = liveness.inner.get(eqn)
         if not liveness.runs(eqn):
             continue
-        if isinstance(body, Call):
-            inner = dict(zip(body.inside.program.inputs, eqn.inputs, strict=True))
-            names = {
-                v: "\n".join(_behind(liveness, o, paths)) for v, o in inner.items()
-            }
-            for held in held_back(body.inside, names):
-                split = {p for joined in held.paths for p in joined.split("\n") if p}
-                found.append(dataclasses.replace(held, paths=tuple(sorted(split))))
+        if body is not None:
+            for number, inside in enumerate(body.insides):
+                found += _inside(liveness, eqn, body, number, inside, paths)
         elif body is None and not liveness.relations[eqn].known:
             roots = {p for v in eqn.inputs for p in _behind(liveness, v, paths)}
             if roots:
                 found.append(Held(eqn.name, eqn.source, tuple(sorted(roots))))
     return tuple(found)
+
+
+def _inside(
+    liveness: Liveness,
+    eqn: Equation,
+    body: Body,
+    number: int,
+    inside: Liveness,
+    paths: Mapping[Value, str],
+) -> list[Held]:
+    """What a body holds back, by the parameters behind its operands."""
+    names = {
+        inside.program.inputs[k]: "\n".join(
+            sorted(_behind(liveness, eqn.inputs[operand], paths))
+        )
+        for n, k, operand in body.entries
+        if n == number
+    }
+    return [
+        dataclasses.replace(held, paths=tuple(sorted(split)))
+        for held in held_back(inside, names)
+        if (split := {p for joined in held.paths for p in joined.split("\n") if p})
+    ]
 
 
 def _behind(liveness: Liveness, value: Value, paths: Mapping[Value, str]) -> set[str]:

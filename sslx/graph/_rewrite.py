@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sslx import _jax_compat
-from sslx.graph._bodies import Call, Scan, stacked
+from sslx.graph._bodies import Call, Choice, Scan, While, stacked
 from sslx.graph._constants import (
     Carrier,
     FoldedTerms,
@@ -19,9 +18,10 @@ from sslx.graph._constants import (
     folded,
     now,
 )
-from sslx.graph._liveness import Facts, Liveness, full
-from sslx.graph._program import Equation, Value, build
-from sslx.graph._relation import Masks, Relation, Shapes
+from sslx.graph._derivatives import Reduced
+from sslx.graph._liveness import Liveness, full
+from sslx.graph._program import Equation, Value
+from sslx.graph._relation import Masks, Relation, Shapes, Summed
 
 
 def take(array: Any, positions: np.ndarray, axis: int) -> Any:
@@ -81,8 +81,12 @@ class Rewriter:
         if isinstance(body, Call):
             results = self._call(eqn, body.inside)
             masks = [self.live.alive(v) for v in eqn.outputs]
+        elif isinstance(body, While):
+            results, masks = self._while(eqn, body)
         elif isinstance(body, Scan):
             results, masks = self._scan(eqn, body)
+        elif isinstance(body, Choice):
+            results, masks = self._choice(eqn, body)
         else:
             results, masks = self._primitive(eqn)
         for value, array, mask in zip(eqn.outputs, results, masks, strict=True):
@@ -102,9 +106,44 @@ class Rewriter:
         ]
         emit = rel.emit or _bind
         results = emit(eqn, operands, Shapes(sizes))
+        for row in live.relations[eqn].sums:
+            extra = self._repeated(eqn, row, made)
+            results = results if extra is None else [results[0] + extra]
         for row in folded(live, eqn):
             results[0] = results[0] + self._folded(eqn, row, made[0])
         return results, made
+
+    def _repeated(
+        self, eqn: Equation, members: Sequence[Summed], made: list[Masks]
+    ) -> Any | None:
+        """Terms of a sum that equal one another: one of them, times their number."""
+        same = self.live.repeated(eqn, members[0])
+        if not same.any():
+            return None
+        one = np.arange(same.size) == np.flatnonzero(same)[0]
+        (target,) = self.live.behind(eqn, made)
+        region = [one if a == members[0].axis else m for a, m in enumerate(target)]
+        (term,) = eqn.bind([self.probe(eqn.inputs[0], region)])
+        return term * np.asarray(same.sum(), term.dtype)
+
+    def probe(self, value: Value, target: Masks) -> Any:
+        """Any slices of a value, computed again if they are not held."""
+        have = self.held.get(value)
+        facts = self.live.of(value)
+        fixed = facts.zero if facts.static else facts.constant
+        gone = [f | h for f, h in zip(fixed, have[1] if have else fixed, strict=True)]
+        if value not in self.live.producer or all(
+            (g | ~t).all() for g, t in zip(gone, target, strict=True)
+        ):
+            return self.deliver(value, target)
+        eqn = self.live.producer[value]
+        rel = self.live.relations[eqn]
+        wanted = [target if v is value else full(v, True) for v in eqn.outputs]
+        rows = zip(eqn.inputs, self.live.behind(eqn, wanted), strict=True)
+        operands = [self.probe(v, masks) for v, masks in rows]
+        sizes = [tuple(int(m.sum()) for m in masks) for masks in wanted]
+        results = (rel.emit or _bind)(eqn, operands, Shapes(sizes))
+        return results[eqn.outputs.index(value)]
 
     def _folded(self, eqn: Equation, row: FoldedTerms, made: Masks) -> Any:
         """The constant terms of a product, over the output slices that are made."""
@@ -127,7 +166,7 @@ class Rewriter:
         for outer, value, pair in zip(eqn.inputs, program.inputs, pairs, strict=True):
             need = inside.need.get(value)
             if outer.literal is not None:
-                arrays.append(jnp.asarray(outer.literal, outer.dtype))
+                arrays.append(jnp.asarray(outer.array))
                 given.append(full(outer, True))
             elif pair is None or need is None:
                 arrays.append(None)
@@ -138,50 +177,36 @@ class Rewriter:
         outputs = [self.live.alive(v) for v in eqn.outputs]
         carriers = [functools.partial(self.carrier.of, v) for v in eqn.inputs]
 
-        def run(*operands):
-            it = iter(operands)
-            ins = [None if g is None else (next(it), g) for g in given]
-            return tuple(Rewriter(inside, carriers).run(ins, outputs))
-
+        reduced = Reduced(eqn, inside, given, outputs, carriers, _evaluate)
         present = [x for x in arrays if x is not None]
         if eqn.name == "custom_jvp_call":
-            run = _with_jvp(run, eqn, given, outputs)
-        elif eqn.name in ("checkpoint", "remat", "remat2"):
-            run = jax.checkpoint(
-                run,
-                prevent_cse=eqn.params["prevent_cse"],
-                policy=eqn.params["policy"],
-            )
+            return list(reduced.with_jvp()(*present))
+        if eqn.name == "custom_vjp_call":
+            return list(reduced.with_vjp()(*present))
+        run = jax.checkpoint(
+            reduced.run,
+            prevent_cse=eqn.params["prevent_cse"],
+            policy=eqn.params["policy"],
+        )
         return list(run(*present))
 
     def _scan(self, eqn: Equation, body: Scan) -> tuple[list[Any], list[Masks]]:
-        needs = body.backward([self.live.alive(v) for v in eqn.outputs])
-        present = [all(m.any() for m in n) for n in needs]
-        operands = [
-            self.deliver(v, n) if p else None
-            for v, n, p in zip(eqn.inputs, needs, present, strict=True)
-        ]
-        stop = body.consts + body.carries
+        needs = self.live.targets(eqn)
+        operands = self._operands(eqn)
         inner = [
-            n if k < stop else n[1:] or full(Value((), None), True)
+            n if k < body.stop else n[1:] or full(Value((), None), True)
             for k, n in enumerate(needs)
         ]
-        kept = [k for k, masks in enumerate(body.wanted) if all(m.any() for m in masks)]
 
         def step(carry: Any, xs: Any) -> Any:
             arrays = [*operands[: body.consts], *carry, *xs]
-            ins = [
-                (x, m) if p else None
-                for x, m, p in zip(arrays, inner, present, strict=True)
-            ]
-            rewriter = Rewriter(body.inside, [None] * len(ins))
-            outs = rewriter.run(ins, body.wanted, only=kept)
+            outs = _run_body(body.inside, arrays, inner, body.wanted)
             return outs[: body.carries], outs[body.carries :]
 
         carry, ys = jax.lax.scan(
             step,
-            operands[body.consts : stop],
-            operands[stop:],
+            operands[body.consts : body.stop],
+            operands[body.stop :],
             length=eqn.params["length"],
             reverse=eqn.params["reverse"],
             unroll=eqn.params["unroll"],
@@ -192,10 +217,42 @@ class Rewriter:
         masks = [*body.wanted[: body.carries], *(stacked(m, v) for m, v in rows)]
         return [*carry, *ys], masks
 
+    def _while(self, eqn: Equation, body: While) -> tuple[list[Any], list[Masks]]:
+        needs, operands = self.live.targets(eqn), self._operands(eqn)
+        start, stop = body.tests, body.tests + body.consts
+
+        def test(carry: Any) -> Any:
+            arrays, masks = [*operands[:start], *carry], [*needs[:start], *needs[stop:]]
+            (result,) = _run_body(body.test, arrays, masks, body.wanted_of(1))
+            return result
+
+        def step(carry: Any) -> Any:
+            arrays = [*operands[start:stop], *carry]
+            return _run_body(body.inside, arrays, needs[start:], body.wanted)
+
+        carry = jax.lax.while_loop(test, step, operands[stop:])
+        return carry, body.wanted
+
+    def _choice(self, eqn: Equation, body: Choice) -> tuple[list[Any], list[Masks]]:
+        index, *operands = self._operands(eqn)
+        needs = self.live.targets(eqn)[1:]
+        branches = [
+            functools.partial(_run_body, inside, masks=needs, wanted=body.wanted)
+            for inside in body.insides
+        ]
+        return jax.lax.switch(index, branches, operands), body.wanted
+
+    def _operands(self, eqn: Equation) -> list[Any]:
+        """The needed slices of every operand; None where there are none."""
+        return [
+            self.deliver(v, n) if all(m.any() for m in n) else None
+            for v, n in zip(eqn.inputs, self.live.targets(eqn), strict=True)
+        ]
+
     def deliver(self, value: Value, target: Masks) -> Any:
         """A value over the wanted slices, moved and filled as needed."""
         if value.literal is not None:
-            array = jnp.asarray(value.literal, value.dtype)
+            array = jnp.asarray(value.array)
             return _take_all(array, full(value, True), target) if value.shape else array
         if not value.shape:
             if value in self.held:
@@ -234,6 +291,15 @@ class Rewriter:
                     )
                     array = jnp.where(lined, 0, array)
         return jnp.broadcast_to(jnp.asarray(array, value.dtype), shape)
+
+
+def _run_body(
+    inside: Liveness, arrays: Sequence[Any], masks: list[Masks], wanted: list[Masks]
+) -> list[Any]:
+    """A body on reduced operands; None stands for operands and results not needed."""
+    ins = [None if x is None else (x, m) for x, m in zip(arrays, masks, strict=True)]
+    kept = [k for k, masks in enumerate(wanted) if all(m.any() for m in masks)]
+    return Rewriter(inside, [None] * len(ins)).run(ins, wanted, only=kept)
 
 
 def _bind(eqn: Equation, operands: list[Any], shapes: Shapes) -> list[Any]:
@@ -278,49 +344,7 @@ def _scatter(base: Any, part: Any, where: Sequence[np.ndarray | None]) -> Any:
     return jnp.moveaxis(done, range(len(axes)), axes)
 
 
-def _with_jvp(run: Any, eqn: Equation, given: list[Any], outputs: list[Masks]) -> Any:
-    """Give the reduced call the reduced form of its own derivative rule."""
-    call = jax.custom_jvp(run)
-    smooth = [jnp.issubdtype(v.dtype, np.inexact) for v in eqn.inputs]
-    present = [k for k, g in enumerate(given) if g is not None]
-
-    def rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-        jaxpr, consts, zeros = _jax_compat.custom_jvp_jaxpr(
-            eqn.params, [not s for s in smooth]
-        )
-        program = build(jaxpr, consts)
-        pairs: list[Any] = [None] * len(eqn.inputs)
-        slopes: list[Any] = [None] * len(eqn.inputs)
-        for k, primal, tangent in zip(present, primals, tangents, strict=True):
-            pairs[k], slopes[k] = (primal, given[k]), (tangent, given[k])
-        ins = [*pairs, *(x for x, s in zip(slopes, smooth, strict=True) if s)]
-        live = Liveness(program, fold=False)
-        live.forward(
-            [
-                _absent(v, None if pair is None else pair[1])
-                for v, pair in zip(program.inputs, ins, strict=True)
-            ]
-        )
-        wanted = [*outputs, *(m for m, z in zip(outputs, zeros, strict=True) if not z)]
-        live.backward(wanted)
-        results = Rewriter(live, [None] * len(ins)).run(ins, wanted)
-        outs, rest = results[: len(outputs)], iter(results[len(outputs) :])
-        out_tangents = [
-            _zero_tangent(out) if zero else next(rest)
-            for out, zero in zip(outs, zeros, strict=True)
-        ]
-        return tuple(outs), tuple(out_tangents)
-
-    call.defjvp(rule)
-    return call
-
-
-def _absent(value: Value, have: Masks | None) -> Facts:
-    gone = full(value, True) if have is None else [~m for m in have]
-    return Facts(gone, gone)
-
-
-def _zero_tangent(out: Any) -> Any:
-    if jnp.issubdtype(out.dtype, np.inexact):
-        return jnp.zeros_like(out)
-    return np.zeros(out.shape, jax.dtypes.float0)
+def _evaluate(
+    live: Liveness, carriers: Sequence[Any], ins: Sequence[Any], wanted: list[Masks]
+) -> list[Any]:
+    return Rewriter(live, carriers).run(ins, wanted)

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from sslx.graph._bodies import Call, Scan
+from sslx.graph._bodies import Call, Rewired
 from sslx.graph._liveness import Liveness, full
 from sslx.graph._program import Equation, Value
 from sslx.graph._relation import Mask, Masks, Summed
@@ -30,32 +30,33 @@ def settle(liveness: Liveness, alignment: Alignment) -> bool:
         body = liveness.inner.get(eqn)
         if isinstance(body, Call):
             changed |= settle(body.inside, alignment)
-            for k, value in enumerate(eqn.inputs):
-                inner = body.inside.program.inputs[k]
-                if inner in body.inside.forced:
-                    changed |= liveness.force(value, body.inside.forced[inner])
-        elif isinstance(body, Scan):
-            changed |= _settle_scan(liveness, eqn, body, alignment)
+            for k, masks in body.forced():
+                changed |= liveness.force(eqn.inputs[k], masks)
+        elif isinstance(body, Rewired):
+            changed |= _settle_rewired(liveness, eqn, body, alignment)
         elif body is None:
             changed |= _settle_equation(liveness, eqn, alignment, work)
     return changed
 
 
-def _settle_scan(
-    liveness: Liveness, eqn: Equation, body: Scan, alignment: Alignment
+def _settle_rewired(
+    liveness: Liveness, eqn: Equation, body: Rewired, alignment: Alignment
 ) -> bool:
-    """Every step lines up with the carry; so does what enters from outside."""
-    changed = settle(body.inside, alignment)
-    if alignment != "scatter":
-        for value, masks in zip(body.inside.program.outputs, body.wanted, strict=True):
-            alive = body.inside.alive(value)
+    """What the bodies produce lines up with what is wanted of them, as do operands."""
+    changed = False
+    for number, inside in enumerate(body.insides):
+        changed |= settle(inside, alignment)
+        if alignment == "scatter":
+            continue
+        rows = zip(inside.program.outputs, body.wanted_of(number), strict=True)
+        for value, masks in rows:
+            alive = inside.alive(value)
             missing = [m & ~a for m, a in zip(masks, alive, strict=True)]
             if all(a.any() for a in alive) and any(m.any() for m in missing):
-                changed |= body.inside.force(value, missing)
+                changed |= inside.force(value, missing)
     for k, masks in body.forced():
         changed |= liveness.force(eqn.inputs[k], masks)
-    targets = body.backward([liveness.alive(v) for v in eqn.outputs])
-    for value, target in zip(eqn.inputs, targets, strict=True):
+    for value, target in zip(eqn.inputs, liveness.targets(eqn), strict=True):
         alive = liveness.alive(value)
         missing = [t & ~a for t, a in zip(target, alive, strict=True)]
         if value.literal is None and any(m.any() for m in missing):

@@ -1,0 +1,245 @@
+"""Forms between and around products: calls, branches, loops, normalisations."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sslx
+
+RNG = np.random.default_rng(0)
+DEAD = np.array([1, 0, 1, 1, 0, 1, 1, 0])
+OTHER = np.array([1, 0, 1, 1, 1, 0, 1, 1])
+
+
+def random(*shape: int) -> np.ndarray:
+    return RNG.normal(size=shape)
+
+
+@jax.custom_vjp
+def rounded(x):
+    return jnp.round(x * 4) / 4
+
+
+rounded.defvjp(lambda x: (rounded(x), x), lambda r, g: (g * (jnp.abs(r) < 2),))
+
+
+@jax.custom_vjp
+def product(x, w):
+    return jnp.sin(x) @ w
+
+
+def _product_back(saved, g):
+    x, w = saved
+    return 2 * jnp.cos(x) * (g @ w.T), 3 * jnp.sin(x).T @ g
+
+
+product.defvjp(lambda x, w: (product(x, w), (x, w)), _product_back)
+
+
+@jax.custom_jvp
+def spread(x):
+    return jax.scipy.special.logsumexp(x, -1, keepdims=True) + 0 * x
+
+
+@spread.defjvp
+def _(primals, tangents):
+    (x,), (d,) = primals, tangents
+    slope = 3 * jnp.sum(jax.nn.softmax(x) * d, -1, keepdims=True)
+    return spread(x), slope + 0 * x
+
+
+def normalised(h, axis: int = -1):
+    mean = h.mean(axis, keepdims=True)
+    return (h - mean) / jnp.sqrt(h.var(axis, keepdims=True) + 1e-5)
+
+
+def layer_norm(p, x):
+    h = normalised(x @ p["a"]) * p["scale"] + p["bias"]
+    return h @ p["c"]
+
+
+def group_norm(p, x):
+    h = normalised((x @ p["a"]).reshape(5, 2, 4)).reshape(5, 8)
+    return (h * p["scale"]) @ p["c"]
+
+
+def standardised(p, x):
+    return (x @ p["a"]) @ normalised(p["c"], 0)
+
+
+def branches(p, x):
+    h = jax.nn.relu(x @ p["a"])
+    dense = lambda h: jnp.sin(h) + h @ p["d"]
+    return jax.lax.cond(x.sum() > 0, lambda h: h * 2, dense, h) @ p["c"]
+
+
+def switch(p, x):
+    h = jax.nn.relu(x @ p["a"])
+    which = jnp.argmax(x[0]) % 3
+    rows = [jnp.tanh, lambda h: h @ p["d"], jnp.zeros_like]
+    return jax.lax.switch(which, rows, h) @ p["c"]
+
+
+def loop(p, x):
+    def step(carry):
+        h, last, k = carry
+        return jnp.tanh(h @ p["d"]) + h, last @ p["d"], k + 1
+
+    def go_on(carry):
+        h, _, k = carry
+        return (k < 5) & (jnp.sum(h**2) < 1e3)
+
+    h = jax.nn.relu(x @ p["a"])
+    return jax.lax.while_loop(go_on, step, (h, h, 0))[0] @ p["c"]
+
+
+def nested(p, x):
+    def step(h, scale):
+        inner = lambda h: jax.lax.cond(scale > 0, jnp.tanh, lambda h: h @ p["d"], h)
+        return jax.checkpoint(inner)(h), h.sum(-1)
+
+    h, sums = jax.lax.scan(step, x @ p["a"], jnp.array([1.0, -1.0, 2.0]))
+    return h @ p["c"], sums
+
+
+class Form(NamedTuple):
+    fn: Callable[..., Any]
+    params: dict[str, np.ndarray]
+    small: dict[str, tuple[int, ...]]
+    differentiable: bool = True
+
+
+A, B, C = random(4, 8), random(1, 8), random(8, 3)
+FORMS = {
+    "layer norm in two passes": Form(
+        layer_norm,
+        {"a": A * DEAD, "scale": B * DEAD, "bias": B * DEAD, "c": C},
+        {"a": (4, 5), "scale": (1, 5), "bias": (1, 5), "c": (5, 3)},
+    ),
+    "group norm in two passes": Form(
+        group_norm,
+        {"a": A * OTHER, "scale": B * OTHER, "c": C},
+        {"a": (4, 6), "scale": (1, 6), "c": (6, 3)},
+    ),
+    "weight standardisation, rows dead": Form(
+        standardised,
+        {"a": A * DEAD, "c": C * DEAD[:, None]},
+        {"a": (4, 5), "c": (5, 3)},
+    ),
+    "weight standardisation, rows live": Form(
+        standardised, {"a": A * DEAD, "c": C}, {"a": (4, 5), "c": (8, 3)}
+    ),
+    "cond": Form(
+        branches,
+        {"a": A * DEAD, "d": random(8, 8) * DEAD, "c": C},
+        {"a": (4, 5), "d": (5, 5), "c": (5, 3)},
+    ),
+    "cond whose branches disagree": Form(
+        branches,
+        {"a": A * DEAD, "d": random(8, 8) * OTHER, "c": C},
+        {"a": (4, 7), "d": (7, 7), "c": (7, 3)},
+    ),
+    "switch": Form(
+        switch,
+        {"a": A * DEAD, "d": random(8, 8) * DEAD, "c": C},
+        {"a": (4, 5), "d": (5, 5), "c": (5, 3)},
+    ),
+    "while": Form(
+        loop,
+        {"a": A * DEAD, "d": random(8, 8) * DEAD, "c": C},
+        {"a": (4, 5), "d": (5, 5), "c": (5, 3)},
+        differentiable=False,
+    ),
+    "scan over remat over cond": Form(
+        nested,
+        {"a": A * DEAD, "d": random(8, 8) * DEAD, "c": C},
+        {"a": (4, 5), "d": (5, 5), "c": (5, 3)},
+    ),
+    "custom_vjp along an axis": Form(
+        lambda p, x: rounded(x @ p["a"]) @ p["c"],
+        {"a": A * DEAD, "c": C},
+        {"a": (4, 5), "c": (5, 3)},
+    ),
+    "custom_vjp with a sum": Form(
+        lambda p, x: product(x @ p["a"], p["c"]) @ p["e"],
+        {"a": A * DEAD, "c": C * np.array([1, 0, 1]), "e": random(3, 2)},
+        {"a": (4, 5), "c": (5, 2), "e": (2, 2)},
+    ),
+    "custom_vjp of constants": Form(
+        lambda p, x: product(x @ p["a"] + p["b"], p["c"]) @ p["e"],
+        {"a": A * DEAD, "b": B, "c": C * np.array([1, 0, 1]), "e": random(3, 2)},
+        {"a": (4, 5), "b": (1, 5), "c": (5, 2), "e": (2, 2)},
+    ),
+    "custom_jvp with a sum": Form(
+        lambda p, x: spread(x @ p["a"] + p["b"]) @ p["c"],
+        {"a": A * DEAD, "b": B, "c": C},
+        {"a": (4, 8), "b": (1, 8), "c": (8, 3)},
+    ),
+}
+
+
+def total(outputs: Any) -> jax.Array:
+    return sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(outputs))
+
+
+def close(got: Any, want: Any) -> None:
+    same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
+    jax.tree.map(same, got, want)
+
+
+@pytest.mark.parametrize("alignment", ["align", "scatter"])
+@pytest.mark.parametrize("name", FORMS)
+def test_the_small_function_is_the_large_one(name: str, alignment, x64) -> None:
+    form = FORMS[name]
+    params = {k: jnp.asarray(v) for k, v in form.params.items()}
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(5, 4)))
+    small = sslx.compact(form.fn, params, x, alignment=alignment)
+    large, reduced = jax.jit(form.fn), jax.jit(small.apply)
+    slopes = jax.jit(jax.grad(lambda p, x: total(form.fn(p, x))))
+    slopes_reduced = jax.jit(jax.grad(lambda p, x: total(small.apply(p, x))))
+    for inputs in (x, -jnp.abs(x), jnp.abs(x)):
+        close(reduced(small.variables, inputs), large(params, inputs))
+        if form.differentiable:
+            want = sslx.apply_plan(small.plan, slopes(params, inputs))
+            close(slopes_reduced(small.variables, inputs), want)
+    assert not small.held_back
+    if alignment == "align":
+        assert {k: v.shape for k, v in small.variables.items()} == form.small
+
+
+def test_keys_of_random_numbers_may_be_constants_parameters_and_arguments() -> None:
+    key = jax.random.key(0)
+
+    def fn(v, x, k):
+        keep = jax.random.bernoulli(jax.random.fold_in(k, v["n"]), 0.5, (2, 3))
+        noise = jax.random.normal(key, (2, 3)) + jax.random.normal(v["k"], (2, 3))
+        return ((x @ v["w"]) * keep) @ v["u"] + noise
+
+    w = jnp.ones((4, 3)).at[:, 1].set(0)
+    v = {"w": w, "k": key, "n": jnp.uint32(3), "u": jnp.ones((3, 3))}
+    x = jnp.ones((2, 4))
+    for form in (fn, jax.checkpoint(fn)):
+        small = sslx.compact(form, v, x, key)
+        got = jax.jit(small.apply)(small.variables, x, key)
+        np.testing.assert_allclose(got, fn(v, x, key), rtol=1e-6)
+        assert small.variables["w"].shape == (4, 2)
+
+
+def test_a_derivative_that_reads_what_the_function_does_not_says_so() -> None:
+    @jax.custom_vjp
+    def half(x):
+        return x[:, :4]
+
+    half.defvjp(
+        lambda x: (half(x), x), lambda x, g: (jnp.pad(g * x[:, 4:], [(0, 0), (0, 4)]),)
+    )
+    params = {"a": jnp.asarray(A), "c": jnp.asarray(C[:4])}
+    net = lambda p, x: half(x @ p["a"]) @ p["c"]
+    x = jnp.ones((5, 4))
+    small = sslx.compact(net, params, x)
+    with pytest.raises(ValueError, match="derivative rule of this custom_vjp_call"):
+        jax.grad(lambda p: small.apply(p, x).sum())(small.variables)
