@@ -93,14 +93,13 @@ def make_record(context: Context) -> dict[str, Any]:
 
 def table(record: dict[str, Any]) -> list[dict[str, str]]:
     """The paper's rows and ours, in one shape."""
-    preset, data = record["options"]["preset"], record["options"]["data"]
+    preset = record["options"]["preset"]
     paper, first = PAPER[preset], PAPER[preset][0]
     baseline = record["baseline"]
     error = 100 * (1 - baseline["test_accuracy"])
     dense = Row("dense", error, first.filters, first.channels, first.flops, "1.00x")
     ours = [dense] + [_ours(record, name) for name in record["compact"]["networks"]]
-    rows = [("paper, mnist", row) for row in paper]
-    rows += [(f"ours, {data}", row) for row in ours]
+    rows = [("paper", row) for row in paper] + [("here", row) for row in ours]
     return [
         {
             "network": row.name,
@@ -120,7 +119,7 @@ def _ours(record: dict[str, Any], name: str) -> Row:
     left = tuned["left"]
     timed = {row["name"]: row for row in record["compact"]["latency"]["rows"]}
     return Row(
-        f"{name} (lambda {tuned['strength']:g})",
+        f"lambda {tuned['strength']:g}",
         100 * (1 - tuned["test_accuracy"]),
         "-".join(map(str, left["filters"])),
         "-".join(map(str, left["channels"])),
@@ -182,7 +181,7 @@ def page_content(record: dict[str, Any], figures: dict[str, Any]) -> dict[str, A
 
 def _title(record: dict[str, Any]) -> str:
     options = record["options"]
-    return f"{_TITLES[options['preset']]}: SSL on {options['data']}"
+    return f"{_TITLES[options['preset']]}: SSL on {options['data']} (paper: mnist)"
 
 
 def print_rows(title: str, rows: list[dict[str, str]]) -> None:

@@ -39,19 +39,19 @@ class Config:
     """Stages to throw away and do again, with all that follow."""
     seed: int = 0
     """Of initial values and order."""
-    batch: int = 128
+    batch: int = 64
     """Images per step."""
     weight_decay: float = 5e-4
     """L2 decay of kernels; in SSL not of those that SSL regularises."""
     baseline_epochs: int = 6
     """Epochs from scratch."""
-    learning_rate: float = 0.03
+    learning_rate: float = 0.02
     """Baseline: peak of warm-up and cosine."""
-    strengths: tuple[float, ...] = (0.05, 0.1)
+    strengths: tuple[float, ...] = (0.02, 0.05)
     """Group lasso's lambdas, per unit group norm, one per network."""
     ssl_epochs: int = 5
     """Epochs of SSL, from the trained baseline."""
-    ssl_learning_rate: float = 0.02
+    ssl_learning_rate: float = 0.03
     """SSL: peak of warm-up and cosine."""
     finetune_epochs: int = 2
     """Epochs without penalty, zeros kept."""
@@ -84,8 +84,15 @@ class Config:
 
 PRESETS = {
     "table1": Config(),
-    "table2": Config(preset="table2", strengths=(0.02, 0.04)),
-    "mlp": Config(preset="mlp", strengths=(0.01, 0.02)),
+    "table2": Config(preset="table2"),
+    "mlp": Config(
+        preset="mlp",
+        baseline_epochs=15,
+        strengths=(0.005, 0.01),
+        ssl_epochs=20,
+        ssl_learning_rate=0.05,
+        finetune_epochs=8,
+    ),
 }
 
 _BASELINE = ("data", "model", "seed", "batch", "weight_decay", "baseline_epochs")
