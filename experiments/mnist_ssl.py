@@ -47,7 +47,7 @@ class Config:
     """Epochs from scratch."""
     learning_rate: float = 0.02
     """Baseline: peak of warm-up and cosine."""
-    strengths: tuple[float, ...] = (0.02, 0.05)
+    strengths: tuple[float, ...] = (0.08, 0.16)
     """Group lasso's lambdas, per unit group norm, one per network."""
     ssl_epochs: int = 5
     """Epochs of SSL, from the trained baseline."""
@@ -84,11 +84,11 @@ class Config:
 
 PRESETS = {
     "table1": Config(),
-    "table2": Config(preset="table2"),
+    "table2": Config(preset="table2", strengths=(0.02, 0.05)),
     "mlp": Config(
         preset="mlp",
         baseline_epochs=15,
-        strengths=(0.005, 0.01),
+        strengths=(0.0025, 0.005),
         ssl_epochs=20,
         ssl_learning_rate=0.05,
         finetune_epochs=8,
