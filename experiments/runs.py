@@ -41,7 +41,7 @@ class Run:
     def result(self, stage: str) -> dict[str, Any] | None:
         """The result of a complete stage, else None."""
         path = self.path(stage) / "result.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return read_json(path) if path.exists() else None
 
     def redo(self, stages: Sequence[str]) -> None:
         """Forget these stages and all that come after the first of them."""
@@ -61,7 +61,7 @@ class Run:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, wanted)
             return
-        was = json.loads(path.read_text())
+        was = read_json(path)
         changed = [
             f"{name} was {was.get(name)!r}, now {wanted.get(name)!r}"
             for name in sorted({*was, *wanted})
@@ -143,6 +143,11 @@ def command(main: Callable[[], Any]) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command continues from the last checkpoint")
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The content of a file that `write_json` wrote."""
+    return json.loads(path.read_text())
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:

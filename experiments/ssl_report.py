@@ -1,6 +1,7 @@
 """The report of `experiments.cifar_ssl`: a record, pictures, one page, a table."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,19 @@ from experiments import runs, sparsity, train
 from experiments.ssl_stages import Context
 from sslx import report
 
-_TRAINED = ("baseline", "ssl", "finetune")
-_TITLES = {
-    "baseline": "dense",
-    "ssl": "dense with zeros",
-    "finetune": "compact",
-}
+_TITLES = {"baseline": "dense", "finetune": "compact"}
 
 
-def write(context: Context) -> dict[str, Any]:
-    """Everything in RUN/report; the paths and the main figures."""
+def write(
+    context: Context,
+    more: Callable[[dict[str, Any]], list[report.Section]] = lambda _: [],
+) -> dict[str, Any]:
+    """Everything in RUN/report; the paths and the main figures.
+
+    Args:
+        context: of a run all of whose stages are complete.
+        more: record -> sections that a study adds to the page.
+    """
     folder = context.run.path("report")
     folder.mkdir(parents=True, exist_ok=True)
     results = {stage: context.run.result(stage) for stage in context.run.stages[:-1]}
@@ -38,21 +42,33 @@ def write(context: Context) -> dict[str, Any]:
         },
         "metrics": [
             row
-            for stage in _TRAINED
+            for stage in _trained(results)
             for row in train.read_metrics(context.run.path(stage) / "metrics.jsonl")
         ],
         "provenance": runs.provenance(),
     }
     record["options"].pop("data_dir")
     record["options"].pop("run")
+    record["method"] = context.method
     runs.write_json(folder / "record.json", record)
     figures = pictures(record)
     for name, figure in figures.items():
         report.save_png(figure, folder / f"{name}.png")
-    place = report.page(folder / "report.html", **page_content(record, figures))
+    content = page_content(record, figures)
+    content["sections"] += more(record)
+    place = report.page(folder / "report.html", **content)
     print_table(record)
     print(f"report: {place}")
     return {"page": place.name, **main_figures(record)}
+
+
+def _trained(record: dict[str, Any]) -> tuple[str, str, str]:
+    """The stages that train: the baseline, the one that makes zeros, fine-tuning."""
+    return "baseline", "ssl" if "ssl" in record else "sparse", "finetune"
+
+
+def _method(record: dict[str, Any]) -> str:
+    return record.get("method", "SSL")
 
 
 def main_figures(record: dict[str, Any]) -> dict[str, float]:
@@ -80,13 +96,12 @@ def pictures(record: dict[str, Any]) -> dict[str, Any]:
     """The report's figures by file name."""
     points = [
         {
-            "name": _TITLES[stage],
-            "macs": record["compact" if stage == "ssl" else stage]["macs"],
+            "name": _TITLES.get(stage, _method(record)),
+            "macs": record[stage if stage in _TITLES else "compact"]["macs"],
             "accuracy": record[stage]["test_accuracy"],
         }
-        for stage in _TRAINED
+        for stage in _trained(record)
     ]
-    points[1]["name"] = "SSL"
     timed = [row for row in _latency_rows(record) if "again" not in row["name"]]
     norms = {name: np.asarray(x) for name, x in record["group_norms"].items()}
     return {
@@ -104,7 +119,8 @@ def page_content(record: dict[str, Any], figures: dict[str, Any]) -> dict[str, A
     change = 100 * (figure["accuracy_compact"] - figure["accuracy_dense"])
     rows = _latency_rows(record)
     largest = [row for row in rows if row["name"] == "compact"][-1]
-    zero, groups = sum(record["ssl"]["zero_groups"].values()), record["ssl"]["groups"]
+    sparse = record[_trained(record)[1]]
+    zero, groups = sum(sparse["zero_groups"].values()), sparse["groups"]
     removed = f"{100 * figure['macs_removed']:.1f}%"
     facts = [
         report.Fact(f"-{removed}", "multiply-accumulates", _from_to(record, "macs")),
@@ -124,6 +140,9 @@ def page_content(record: dict[str, Any], figures: dict[str, Any]) -> dict[str, A
             "weights",
             _from_to(record, "weights"),
         ),
+        report.Fact(
+            f"{100 * zero / groups:.1f}%", "groups zero", f"{zero} of {groups}"
+        ),
     ]
     sections = [
         report.Section(
@@ -134,8 +153,8 @@ def page_content(record: dict[str, Any], figures: dict[str, Any]) -> dict[str, A
         ),
         report.Section(
             "Learning curves",
-            "The baseline, SSL from it until enough groups are zero, fine-tuning of "
-            "the compact network.",
+            f"The baseline, {_method(record)} from it, fine-tuning of the compact "
+            "network.",
             figures["curves"],
         ),
         report.Section(
@@ -143,6 +162,7 @@ def page_content(record: dict[str, Any], figures: dict[str, Any]) -> dict[str, A
             f"{zero} of {groups} groups are exactly zero. A group here is "
             f"{_group_text(options)}.",
             figures["norms"],
+            _group_rows(record),
         ),
         report.Section("Layers", "", figures["widths"], _layer_rows(record)),
         report.Section(
@@ -158,7 +178,8 @@ def page_content(record: dict[str, Any], figures: dict[str, Any]) -> dict[str, A
     origin["versions"] = ", ".join(f"{k} {v}" for k, v in versions.items())
     origin["options"] = ", ".join(f"{k} {_plain(v)}" for k, v in options.items())
     return {
-        "title": f"{options['model']} on {options['data']}: SSL, compacted",
+        "title": f"{options['model']} on {options['data']}: {_method(record)}, "
+        "compacted",
         "lead": (
             f"{removed} of the multiply-accumulates removed for {change:+.2f} points "
             f"of accuracy; the compact network computes what the zeroed one did, to "
@@ -189,24 +210,37 @@ def _group_text(options: dict[str, Any]) -> str:
         "channel": f"an input channel, {many}",
         "filter+channel": f"a filter, or an input channel, {many}",
         "shape": "one (height, width, input) column of a kernel",
+        "filter+shape": "a filter (row), or one (height, width, input) column",
         "depth": "a residual block",
+        "layer": "a whole kernel",
     }[options["structure"]]
 
 
 def _table(record: dict[str, Any]) -> list[dict[str, str]]:
     dense = record["baseline"]
     rows = []
-    for stage in _TRAINED:
+    for stage in _trained(record):
         result = record[stage]
         rows.append(
             {
-                "network": _TITLES[stage],
+                "network": _TITLES.get(stage, "dense with zeros"),
                 "test accuracy": f"{100 * result['test_accuracy']:.2f}%",
                 "MACs": f"{result['macs']:,}",
                 "of dense": f"{100 * result['macs'] / dense['macs']:.1f}%",
                 "weights": f"{result['weights']:,}",
                 "training": f"{result['training_seconds'] / 60:.1f} min",
             }
+        )
+    return rows
+
+
+def _group_rows(record: dict[str, Any]) -> list[dict[str, str]]:
+    rows = []
+    for name, norms in record["group_norms"].items():
+        zero, total = int(np.sum(np.equal(norms, 0))), np.size(norms)
+        share = f"{100 * zero / total:.1f}%"
+        rows.append(
+            {"layer": name, "groups": str(total), "zero": str(zero), "share": share}
         )
     return rows
 

@@ -1,0 +1,68 @@
+"""Train, learn a factor per group (PSP), compact, fine-tune, benchmark, report.
+
+    python -m experiments.cifar_psp                                  CIFAR-10, ResNet-20
+    python -m experiments.cifar_psp --method prune --sparsity 0.6    l1-norm pruning
+    python -m experiments.cifar_psp --data digits --preset smoke     2 minutes, no data
+    python -m experiments.cifar_psp --preset paper --model resnet56  a GPU, full length
+
+The stages, the run folder and the report are those of `experiments.cifar_ssl`; only the
+second stage differs. The same command again continues where a killed run stopped.
+`python -m experiments.psp_sweep` draws error against sparsity for every method.
+"""
+
+import pathlib
+import sys
+
+from experiments import data, psp_stages, runs, ssl_stages
+from experiments.psp_stages import STAGES, Config
+
+PRESETS = {
+    "smoke": Config(
+        preset="smoke",
+        batch=32,
+        baseline_epochs=4,
+        learning_rate=0.1,
+        sparse_epochs=4,
+        sparse_learning_rate=0.05,
+        strength=4e-3,
+        finetune_epochs=2,
+        finetune_learning_rate=0.03,
+        benchmark_repeats=10,
+    ),
+    "cpu": Config(),
+    "paper": Config(
+        preset="paper",
+        baseline_epochs=160,
+        sparse_epochs=160,
+        alpha_learning_rate=0.1,
+        strength=1e-4,
+        threshold=0.1,
+        start="ones",
+        finetune_epochs=54,
+    ),
+}
+
+
+def main(config: Config) -> runs.Run:
+    """Do the stages of `config` that are not done yet.
+
+    Raises:
+        runs.RunError: an earlier stage is missing, or the folder has other options.
+    """
+    name = f"cifar_psp-{config.method}-{config.data}-{config.model}-{config.preset}"
+    run = runs.Run(config.run or pathlib.Path("runs") / name, STAGES)
+    run.redo(config.redo)
+    arrays = data.load(config.data, config.data_dir)
+    context = psp_stages.Context(config, run, arrays)
+    fields = ssl_stages.fields(STAGES, psp_stages.fields(config.method))
+    run.do(config, fields, lambda stage: psp_stages.act(context, stage))
+    return run
+
+
+def parse(arguments: list[str]) -> Config:
+    """Options from the command line; the preset gives the defaults."""
+    return runs.parse(PRESETS, "cpu", arguments, __doc__)
+
+
+if __name__ == "__main__":
+    runs.command(lambda: main(parse(sys.argv[1:])))
