@@ -271,8 +271,18 @@ def _gather(
     number, place = _within(sets)
     padded = np.full((len(starts), length), -1)
     padded[number, place] = places - places[starts][number]
-    patterns, pattern = np.unique(padded, axis=0, return_inverse=True)
+    patterns, pattern = _different(padded)
     return _Vectors(channel, run, vector, patterns, pattern, channel[starts])
+
+
+def _different(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that differ, and the number of each row among them."""
+    base = int(rows.max(initial=0)) + 2
+    if base ** rows.shape[1] > 1 << 62:
+        return np.unique(rows, axis=0, return_inverse=True)
+    codes = (rows + 1) @ base ** np.arange(rows.shape[1])
+    _, first, number = np.unique(codes, return_index=True, return_inverse=True)
+    return rows[first], number
 
 
 def _outputs(meetings: np.ndarray, weights: np.ndarray, inputs: np.ndarray) -> int:

@@ -2,6 +2,7 @@
 
 from sslx.select._budget import within_budget as within_budget
 from sslx.select._choose import Costs as Costs
+from sslx.select._choose import Density as Density
 from sslx.select._choose import Masks as Masks
 from sslx.select._choose import bytes_of as bytes_of
 from sslx.select._choose import keep as keep

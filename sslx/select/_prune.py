@@ -6,12 +6,11 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from sslx._classes import Groups
 from sslx._groups import flatten, present, select_class, unflatten
-from sslx.select._choose import keep
+from sslx.select._choose import Density, keep
 from sslx.select._scores import Scores, sum_abs
 
 __all__ = ["PruneState", "prune"]
@@ -29,7 +28,7 @@ class PruneState(NamedTuple):
 
 def prune(
     groups: Groups,
-    density: ArrayLike | Callable[[Array], ArrayLike],
+    density: Density | Callable[[Array], Density],
     *,
     score: Callable[[Groups, PyTree], Scores] = sum_abs,
     choose: Choose = keep,
@@ -45,7 +44,8 @@ def prune(
 
     Args:
         groups: The groups; leaves outside them are untouched.
-        density: A number (all at once, at step 0) or a schedule:
+        density: A number or numbers by class name (all at once, at step 0), or a
+            schedule:
 
             - cubic: `optax.polynomial_schedule(1, final, 3, steps, begin)`
               (Zhu and Gupta 2017)
