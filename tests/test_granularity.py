@@ -18,32 +18,33 @@ from experiments import (
     runs,
 )
 
+SMALL = dataclasses.replace(
+    granularity.PRESETS["smoke"],
+    data="digits",
+    model="lenet",
+    batch=64,
+    baseline_epochs=1,
+    learning_rate=0.01,
+    retrain_learning_rate=0.01,
+    grains=("kernel",),
+    densities=(0.2, 0.5),
+    sensitivity_images=32,
+    account_images=1,
+)
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    config = dataclasses.replace(
-        granularity.PRESETS["smoke"],
-        data="digits",
-        model="lenet",
-        run=tmp_path_factory.mktemp("run"),
-        seeds=(0, 1),
-        batch=64,
-        baseline_epochs=1,
-        learning_rate=0.01,
-        retrain_learning_rate=0.01,
-        grains=("fine", "kernel"),
-        densities=(0.2, 0.5),
-        sensitivity_images=32,
-        account_images=1,
-    )
+    config = dataclasses.replace(SMALL, run=tmp_path_factory.mktemp("run"))
     granularity.main(config)
     return config
 
 
-def test_a_small_run_prunes_each_grain_to_each_density(finished):
-    record = json.loads((finished.run / "report" / "record.json").read_text())
+def check(config):
+    record = json.loads((config.run / "report" / "record.json").read_text())
+    assert len(record["seeds"]) == len(config.seeds)
     for seed in record["seeds"].values():
-        assert len(seed["retrain"]["points"]) == 4
+        assert len(seed["retrain"]["points"]) == 2 * len(config.grains)
         for point in seed["account"]["points"]:
             bits, entries = point["storage"], 25 * 3 * 20 + 25 * 20 * 50
             kept = point["density"] * entries
@@ -52,8 +53,34 @@ def test_a_small_run_prunes_each_grain_to_each_density(finished):
             assert bits["kept"] == size * bits["stored"]
             cells = bits["stored"] + bits["fillers"]
             assert bits["relative"] == cells * (4 + 8 * size)
-    page = (finished.run / "report" / "report.html").read_text()
+    page = (config.run / "report" / "report.html").read_text()
     assert page.count("data:image/png") == 3
+    return record
+
+
+def test_a_small_run_prunes_to_each_density(finished):
+    check(finished)
+
+
+@pytest.mark.slow
+def test_grains_of_two_seeds_have_error_bars(tmp_path):
+    config = dataclasses.replace(
+        SMALL, run=tmp_path, seeds=(0, 1), grains=("fine", "kernel")
+    )
+    granularity.main(config)
+    record = check(config)
+    for grain in config.grains:
+        rows = granularity_report.rows_of(record, grain)
+        points = [s["retrain"]["points"] for s in record["seeds"].values()]
+        for row in rows[1:]:
+            pair = [
+                p["test_accuracy"]
+                for seed in points
+                for p in seed
+                if (p["grain"], p["density"]) == (grain, row["target"])
+            ]
+            assert row["accuracy"] == pytest.approx(np.mean(pair))
+            assert row["accuracy_sd"] == pytest.approx(np.std(pair, ddof=1))
 
 
 def test_zeros_stay_and_the_next_density_starts_from_them(finished):
@@ -74,7 +101,7 @@ def test_zeros_stay_and_the_next_density_starts_from_them(finished):
 
 def test_the_same_command_again_trains_nothing(finished):
     logs = sorted(finished.run.rglob("metrics.jsonl"))
-    assert len(logs) == 2 * 5
+    assert len(logs) == 3
     before = [log.read_text() for log in logs]
     granularity.main(finished)
     assert [log.read_text() for log in logs] == before
