@@ -1,0 +1,161 @@
+"""Equinox: smaller modules that run their own code."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+import sslx
+from sslx._compact import Compact
+from sslx.adapters._resize import (
+    Built,
+    Resized,
+    Shapes,
+    Side,
+    check,
+    fit,
+    refuse_constants,
+    with_random,
+)
+
+Call = Callable[..., Any]
+
+
+def _call(module: Any, *args: Any, **kwargs: Any) -> Any:
+    return module(*args, **kwargs)
+
+
+def function(
+    module: PyTree, call: Call = _call
+) -> tuple[Callable[..., PyTree], PyTree]:
+    """A module as a pure function and its arrays, for `sslx.compact` and all the rest.
+
+    Args:
+      module: a module or a tree of them, such as `(model, state)`; as it would be
+        called: `eqx.nn.inference_mode(model)` first, for inference.
+      call: `call(module, *args, **kwargs)`; the module's `__call__` by default, which
+        takes one example: give `lambda m, x: jax.vmap(m)(x)` for a batch.
+
+    Returns:
+      `fn(variables, *args, **kwargs)`, and the module with its arrays alone, whose
+      paths are those of the attributes (`layers/0/weight`).
+    """
+    arrays, static = eqx.partition(module, eqx.is_array)
+
+    def fn(variables: PyTree, *args: Any, **kwargs: Any) -> PyTree:
+        return call(eqx.combine(variables, static), *args, **kwargs)
+
+    return fn, arrays
+
+
+def compact(
+    module: PyTree,
+    *args: Any,
+    call: Call = _call,
+    strict: bool = False,
+    **kwargs: Any,
+) -> Resized:
+    """Remove what is dead from a module; the result runs the module's own code.
+
+    That code can neither move slices nor add folded constants, so operands are aligned
+    and channels that a bias or a normalisation still speaks for are kept; the function
+    that `sslx.compact` makes has neither limit.
+
+    Args:
+      module: as for `function`.
+      *args: an example call; shapes are enough.
+      call: as for `function`.
+      strict: as for `sslx.compact`.
+      **kwargs: more of the call.
+
+    Returns:
+      The smaller module, its sizes (such as `out_features`) with it, and the `Compact`
+      it was made from, whose plan shrinks optimizer states.
+
+    Raises:
+      ValueError: if the module's code cannot run at the new sizes, or would compute
+        something else; it is named.
+
+    Example:
+      >>> batched = lambda model, x: jax.vmap(model)(x)
+      >>> model, small = sslx.adapters.equinox.compact(model, x, call=batched)
+    """
+    fn, variables = function(module, call)
+    small = sslx.compact(
+        fn,
+        variables,
+        *args,
+        alignment="align",
+        constants="keep",
+        strict=strict,
+        **kwargs,
+    )
+    return Resized(resize(module, small, *args, call=call, **kwargs), small)
+
+
+def resize(
+    module: PyTree, small: Compact, *args: Any, call: Call = _call, **kwargs: Any
+) -> PyTree:
+    """A module with the arrays of a compact network, such as one that `load` read.
+
+    Args:
+      module: the original module.
+      small: made from `function(module)` with `alignment="align", constants="keep"`.
+      *args: a call to compare the two with; shapes are enough.
+      call: as for `function`.
+      **kwargs: more of the call.
+
+    Raises:
+      ValueError: as for `compact`, or if constants were folded.
+    """
+    refuse_constants(small)
+    static = eqx.partition(module, eqx.is_array)[1]
+    new = eqx.combine(small.variables, static)
+    full = eqx.combine(small.expand(), static)
+    pairs = zip(_modules(module), _modules(new), strict=True)
+    fit(
+        ((was, now) for (_, was), (_, now) in pairs),
+        _shapes,
+        _build,
+        object.__setattr__,
+        lambda: check(_side(full, call), _side(new, call), args, kwargs),
+    )
+    return new
+
+
+def _side(module: PyTree, call: Call) -> Side:
+    paths = {id(m): path for path, m in _modules(module)}
+    return Side(functools.partial(call, module), paths)
+
+
+def _modules(tree: PyTree, path: str = "") -> Iterator[tuple[str, eqx.Module]]:
+    if isinstance(tree, eqx.Module):
+        yield path, tree
+    children, _ = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda x: x is not tree
+    )
+    for key, child in children:
+        if child is not tree:
+            name = jax.tree_util.keystr(key, simple=True, separator="/")
+            yield from _modules(child, f"{path}/{name}" if path else name)
+
+
+def _shapes(module: PyTree) -> Shapes:
+    leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(module, _is_shaped))
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+        for path, leaf in leaves
+    }
+
+
+def _is_shaped(leaf: Any) -> bool:
+    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def _build(kind: type, arguments: dict[str, Any]) -> Built:
+    arguments = with_random(kind, arguments, "key", jax.random.key(0))
+    made = eqx.filter_eval_shape(lambda: eqx.nn.make_with_state(kind)(**arguments)[0])
+    return Built(_shapes(made), vars(made))

@@ -1,0 +1,151 @@
+"""Public models under compaction, with no word about any of them.
+
+A model comes as a function of a tree of arrays and an input. Nothing in its parameters
+is left trivially zero; half of the output slices of every kernel then are.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import sslx
+
+Layout = Literal["...IO", "OI..."]
+Variant = Literal["kernels", "channels"]
+FRACTION = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A function, its variables and an input; `layout` tells where filters lie."""
+
+    fn: Callable[..., Any]
+    variables: Any
+    args: tuple[Any, ...]
+    layout: Layout = "...IO"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a subject.
+
+    Attributes:
+      small: the compact network.
+      error: largest difference to the zeroed network, relative to its largest output.
+      change: what zeroing changed of the output, measured the same way.
+      left: paths of kernels with zero filters that are still computed.
+    """
+
+    small: sslx.Compact
+    error: float
+    change: float
+    left: dict[str, int]
+
+    @property
+    def unexplained(self) -> set[str]:
+        """Kernels left larger than they need be that no report names."""
+        named = {p for held in self.small.held_back for p in held.paths}
+        return set(self.left) - named
+
+
+def examine(subject: Subject, variant: Variant, **options: Any) -> Outcome:
+    """Perturb, zero, compact, and compare."""
+    dense = perturbed(subject.variables)
+    zeroed = with_zeros(dense, subject.layout, variant)
+    small = sslx.compact(subject.fn, zeroed, *subject.args, **options)
+    full = jax.jit(subject.fn)
+    want = full(zeroed, *subject.args)
+    got = jax.jit(small.apply)(small.variables, *subject.args)
+    change = distance(full(dense, *subject.args), want)
+    left = _left(small, zeroed, subject)
+    return Outcome(small, distance(got, want), change, left)
+
+
+def perturbed(variables: Any, seed: int = 0) -> Any:
+    """Every parameter moved a little; what is never negative (variances) stays so."""
+    rng = np.random.default_rng(seed)
+
+    def move(leaf: Any) -> Any:
+        if not _is_real(leaf):
+            return leaf
+        array = np.asarray(leaf)
+        if array.size and array.min() > -1e-6:
+            new = np.abs(array) * rng.uniform(0.7, 1.3, array.shape)
+            new += rng.uniform(0.02, 0.1, array.shape)
+        else:
+            size = 0.1 * (array.std() or 1.0)
+            new = array + size * rng.normal(size=array.shape)
+        return jnp.asarray(new.astype(array.dtype))
+
+    return jax.tree.map(move, variables)
+
+
+def with_zeros(variables: Any, layout: Layout, variant: Variant) -> Any:
+    """Half of the output slices at zero.
+
+    `kernels`: of every kernel, each its own half; biases and norms still speak.
+    `channels`: the same half of all axes of one size, in kernels, biases and norms.
+    """
+    rng = np.random.default_rng(1)
+
+    def halves(leaf: Any) -> Any:
+        if not _is_real(leaf) or leaf.ndim == 0:
+            return leaf
+        if variant == "kernels" and not _is_kernel(leaf):
+            return leaf
+        axis = filter_axis(leaf, layout)
+        n = leaf.shape[axis]
+        order = rng if variant == "kernels" else np.random.default_rng(n)
+        dead = order.permutation(n)[: int(n * FRACTION)]
+        where = (slice(None),) * axis + (dead,)
+        return leaf.at[where].set(0)
+
+    return jax.tree.map(halves, variables)
+
+
+def filter_axis(leaf: Any, layout: Layout) -> int:
+    """The axis of a leaf that indexes its output slices."""
+    return 0 if layout == "OI..." else leaf.ndim - 1
+
+
+def _is_real(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _is_kernel(leaf: Any) -> bool:
+    return _is_real(leaf) and sum(n > 1 for n in leaf.shape) > 1
+
+
+def distance(got: Any, want: Any) -> float:
+    """Largest difference of two trees, relative to the largest entry."""
+    errors = [0.0]
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert a.shape == b.shape, (a.shape, b.shape)
+        if np.issubdtype(b.dtype, np.floating) and b.size:
+            assert np.isfinite(b).all(), "the original is not finite"
+            errors.append(float(np.abs(a - b).max() / (np.abs(b).max() or 1.0)))
+    return max(errors)
+
+
+def _left(small: sslx.Compact, zeroed: Any, subject: Subject) -> dict[str, int]:
+    cost = sslx.measure.cost(subject.fn, zeroed, *subject.args)
+    kernels = {layer.name for layer in cost.layers}
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(zeroed):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name not in kernels or not _is_kernel(leaf):
+            continue
+        axis = filter_axis(leaf, subject.layout)
+        array = np.asarray(leaf)
+        kept = small.plan.leaves[name].indices(axis)
+        dead = ~np.take(array, kept, axis).any(
+            tuple(a for a in range(array.ndim) if a != axis)
+        )
+        if dead.any() and 0 not in small.plan.leaves[name].small_shape:
+            found[name] = int(dead.sum())
+    return found

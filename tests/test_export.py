@@ -1,0 +1,91 @@
+"""A compact network leaves JAX: StableHLO with a free batch size, and ONNX."""
+
+import functools
+import pathlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+import sslx
+from tests.public.harness import distance, perturbed, with_zeros
+
+
+class Net(nn.Module):
+    """Residual, normalised, pooled, with a channel that is constant but for borders."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.relu(nn.BatchNorm(True)(nn.Conv(16, (3, 3), use_bias=False)(x)))
+        x = x + nn.Conv(16, (3, 3))(nn.relu(nn.Conv(12, (3, 3))(x)))
+        x = nn.max_pool(x, (2, 2), (2, 2))
+        return nn.Dense(5)(nn.relu(nn.Dense(24)(x.reshape(x.shape[0], -1))))
+
+
+@functools.cache
+def compacted() -> tuple[sslx.Compact, jax.Array]:
+    model = Net()
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.float32)
+    variables = perturbed(model.init(jax.random.key(0), x))
+    variables = with_zeros(variables, "...IO", "kernels")
+    small = sslx.compact(model.apply, variables, x)
+    want = model.apply(variables, x)
+    assert distance(small.apply(small.variables, x), want) < 1e-5
+    assert small.folded
+    return small, x
+
+
+def shapes(tree: object) -> object:
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
+
+
+def test_stablehlo_comes_back_from_bytes() -> None:
+    small, x = compacted()
+    call = jax.jit(small.apply)
+    data = export.export(call)(*shapes((small.variables, x))).serialize()
+    again = export.deserialize(data)
+    assert distance(again.call(small.variables, x), call(small.variables, x)) < 1e-6
+
+
+def test_stablehlo_takes_any_batch_size() -> None:
+    small, x = compacted()
+    (batch,) = export.symbolic_shape("batch")
+    free = jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype)
+
+    def call(variables: object, x: jax.Array) -> jax.Array:
+        return jax.vmap(lambda one: small.apply(variables, one[None])[0])(x)
+
+    exported = export.export(jax.jit(call))(shapes(small.variables), free)
+    again = export.deserialize(exported.serialize())
+    for size in (1, 3):
+        want = small.apply(small.variables, x[:size])
+        assert distance(again.call(small.variables, x[:size]), want) < 1e-6
+
+
+def test_stablehlo_holds_a_derivative() -> None:
+    small, x = compacted()
+    call = jax.jit(small.apply)
+    exported = export.export(call)(*shapes((small.variables, x)))
+    again = export.deserialize(exported.serialize(vjp_order=1))
+    loss = lambda fn: lambda v: (fn(v, x) ** 2).sum()
+    got = jax.grad(loss(again.call))(small.variables)
+    assert distance(got, jax.grad(loss(call))(small.variables)) < 1e-5
+
+
+@pytest.mark.filterwarnings("default")
+def test_onnx_runtime_computes_the_same(tmp_path: pathlib.Path) -> None:
+    reason = "ONNX export is not tested: pip install 'sslx[onnx]'"
+    pytest.importorskip("jax2onnx", reason=reason)
+    onnxruntime = pytest.importorskip("onnxruntime", reason=reason)
+    from sslx.adapters import onnx
+
+    small, x = compacted()
+    with jax.numpy_rank_promotion("allow"):
+        path = onnx.save(tmp_path / "small.onnx", small, x)
+    session = onnxruntime.InferenceSession(path)
+    (entry,) = session.get_inputs()
+    (got,) = session.run(None, {entry.name: np.asarray(x)})
+    assert distance(got, small.apply(small.variables, x)) < 1e-5
