@@ -17,7 +17,7 @@ from experiments import runs
 from sslx import report
 
 _COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626")
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 9.5,
     "axes.grid": True,
     "axes.axisbelow": True,
@@ -28,6 +28,7 @@ _STYLE: dict[Any, Any] = {
 }
 _STAGES = ("baseline", "sensitivity", "retrain", "account")
 _LOSSES = (0.0, 0.01)
+_FORMATS = ("relative", "bitmask", "rows")
 _KINDS = ("weights", "inputs", "partial_sums")
 
 
@@ -80,8 +81,10 @@ def rows_of(record: dict[str, Any], grain: str) -> list[dict[str, float]]:
 
 def _dense(seed: dict[str, Any]) -> dict[str, float]:
     counts = seed["account"]["dense"]
-    return _figures(seed["baseline"]["test_accuracy"], counts, counts) | {
-        name: 1.0 for name in ("density", "relative", "bitmask", "rows")
+    return {
+        "accuracy": seed["baseline"]["test_accuracy"],
+        **shares(counts, counts),
+        **dict.fromkeys(("density", *_FORMATS), 1.0),
     }
 
 
@@ -92,21 +95,16 @@ def _point(seed: dict[str, Any], grain: str, density: float) -> dict[str, float]
 
     accuracy = same(seed["retrain"]["points"])["test_accuracy"]
     counts = same(seed["account"]["points"])
-    return _figures(accuracy, counts, seed["account"]["dense"])
+    return {"accuracy": accuracy, **shares(counts, seed["account"]["dense"])}
 
 
-def _figures(
-    accuracy: float, counts: dict[str, Any], dense: dict[str, Any]
-) -> dict[str, float]:
+def shares(counts: dict[str, Any], dense: dict[str, Any]) -> dict[str, float]:
     """Shares of the dense network: 8-bit storage, and references by kind."""
     bits, traffic = counts["storage"], counts["references"]
     base = dense["references"]
     return {
-        "accuracy": accuracy,
         "density": bits["kept"] / bits["entries"],
-        **{
-            name: bits[name] / bits["dense"] for name in ("relative", "bitmask", "rows")
-        },
+        **{name: bits[name] / bits["dense"] for name in _FORMATS},
         **{kind: traffic[kind] / base[kind] for kind in _KINDS},
         "references": sum(traffic[k] for k in _KINDS) / sum(base[k] for k in _KINDS),
         "sums_per_product": traffic["partial_sums"] / traffic["products"],
@@ -205,7 +203,7 @@ def pictures(record: dict[str, Any]) -> dict[str, Figure]:
 
 
 def _curves(record: dict[str, Any], key: str, label: str) -> Figure:
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.9), layout="constrained")
         axis = figure.subplots()
         for grain, colour in zip(record["options"]["grains"], _COLOURS, strict=False):
@@ -252,10 +250,6 @@ def page_content(record: dict[str, Any], figures: dict[str, Figure]) -> dict[str
         report.Fact(equal[-1][grain].split(" ")[0], f"{grain}, density {smallest:g}")
         for grain in options["grains"]
     ]
-    origin = dict(record["provenance"])
-    versions = origin.pop("versions")
-    origin["versions"] = ", ".join(f"{k} {v}" for k, v in versions.items())
-    origin["options"] = ", ".join(f"{k} {_plain(v)}" for k, v in options.items())
     return {
         "title": f"{options['model']} on {options['data']}: the grain of sparsity",
         "lead": (
@@ -285,8 +279,18 @@ def page_content(record: dict[str, Any], figures: dict[str, Figure]) -> dict[str
                 points,
             ),
         ],
-        "origin": origin,
+        "origin": origin_of(record),
     }
+
+
+def origin_of(record: dict[str, Any]) -> dict[str, str]:
+    """What it takes to make a record again, as text."""
+    origin = dict(record["provenance"])
+    versions = origin.pop("versions")
+    origin["versions"] = ", ".join(f"{k} {v}" for k, v in versions.items())
+    options = record["options"].items()
+    origin["options"] = ", ".join(f"{k} {_plain(v)}" for k, v in options)
+    return origin
 
 
 def _plain(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -173,9 +173,13 @@ def account(context: Context) -> dict[str, Any]:
 def accounts(
     context: Context, variables: Mapping[str, Any], structure: sslx.Structure
 ) -> dict[str, Any]:
-    """Bits and references of all convolutions, with 8-bit weights, 4-bit indices."""
+    """Bits and references of all convolutions on a few test images."""
     images = context.images(context.config.account_images)
-    layers = convolutions(context.model, variables, images)
+    return totals(convolutions(context.model, variables, images), structure)
+
+
+def totals(layers: Sequence["Layer"], structure: sslx.Structure) -> dict[str, Any]:
+    """Bits, with 8-bit weights and 4-bit indices, and references of all layers."""
     bits = [measure.storage(x.kernel, structure) for x in layers]
     traffic = [
         measure.references(x.kernel, x.inputs, strides=x.strides, padding=x.padding)
