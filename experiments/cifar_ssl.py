@@ -3,6 +3,7 @@
     python -m experiments.cifar_ssl                                  CIFAR-10, ResNet-20
     python -m experiments.cifar_ssl --data digits --preset smoke     2 minutes, no data
     python -m experiments.cifar_ssl --preset paper                   a GPU, full length
+    python -m experiments.cifar_ssl --preset convnet                 rows and columns
 
 The same command again continues where a killed run stopped, to the bit on CPU, and
 skips what is done. `--redo ssl --target 0.5` does a stage, and what follows, again.
@@ -30,6 +31,9 @@ STAGES: tuple[Stage, ...] = (
 class Config(ssl_stages.Config):
     """Train a network, drive groups to exact zero with SSL, compact it, measure it."""
 
+    preset: Literal["smoke", "cpu", "paper", "convnet", "convnet-paper"] = "cpu"
+    """Defaults of all numbers: smoke (minutes), cpu (1.5 hours, 2 cores), paper;
+    convnet (an hour, 2 cores) and convnet-paper for ConvNet, rows and columns."""
     run: pathlib.Path | None = None
     """Run folder [runs/cifar_ssl-DATA-MODEL-PRESET]."""
     stages: tuple[Stage, ...] = STAGES
@@ -46,6 +50,18 @@ class Config(ssl_stages.Config):
     """Factor of lambda per epoch, until the target is met; 1 keeps it fixed."""
     target: float = 0.4
     """Share of multiply-accumulates in zero groups that ends the growth; 1: never."""
+    multipliers: Literal["even", "authors"] = "even"
+    """Lambda's factors by layer; authors: those of the paper's ConvNet (Table 3)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.multipliers == "authors" and (
+            (self.model, self.structure) != ("convnet", "filter+shape")
+        ):
+            raise ValueError(
+                "--multipliers: authors has factors for --model convnet --structure "
+                f"filter+shape only, got {self.model} and {self.structure}"
+            )
 
     def ranges(self) -> dict[str, tuple[float, float]]:
         """Option -> smallest and largest value."""
@@ -81,11 +97,42 @@ PRESETS = {
         growth=1.15,
         finetune_epochs=54,
     ),
+    "convnet": Config(
+        preset="convnet",
+        model="convnet",
+        baseline_epochs=6,
+        learning_rate=0.05,
+        structure="filter+shape",
+        multipliers="authors",
+        strength=0.02,
+        growth=1.0,
+        target=1.0,
+        ssl_epochs=3,
+        ssl_learning_rate=0.03,
+        finetune_epochs=1,
+        finetune_learning_rate=0.01,
+    ),
+    "convnet-paper": Config(
+        preset="convnet-paper",
+        model="convnet",
+        batch=100,
+        baseline_epochs=600,
+        learning_rate=0.05,
+        structure="filter+shape",
+        multipliers="authors",
+        strength=0.02,
+        growth=1.0,
+        target=1.0,
+        ssl_epochs=400,
+        ssl_learning_rate=0.03,
+        finetune_epochs=300,
+        finetune_learning_rate=0.01,
+    ),
 }
 
-_SSL = ("ssl_epochs", "ssl_learning_rate", "structure", "block", "strength")
-_SSL += ("growth", "target")
-_FIELDS = ssl_stages.fields(STAGES, _SSL)
+SSL_OPTIONS = ("ssl_epochs", "ssl_learning_rate", "structure", "block", "strength")
+SSL_OPTIONS += ("growth", "target", "multipliers")
+_FIELDS = ssl_stages.fields(STAGES, SSL_OPTIONS)
 
 
 def main(config: Config) -> runs.Run:

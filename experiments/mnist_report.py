@@ -3,10 +3,7 @@
 import dataclasses
 from typing import Any
 
-import rich.console
-import rich.table
-
-from experiments import runs, train
+from experiments import progress, runs, train
 from experiments.mnist_stages import Context
 from sslx import report
 
@@ -60,7 +57,7 @@ def write(context: Context) -> dict[str, Any]:
     for name, figure in figures.items():
         report.save_png(figure, folder / f"{name}.png")
     place = report.page(folder / "report.html", **page_content(record, figures))
-    print_rows(_title(record), table(record))
+    progress.print_rows(_title(record), table(record))
     print(f"report: {place}")
     return {"page": place.name, "table": table(record)}
 
@@ -182,13 +179,3 @@ def page_content(record: dict[str, Any], figures: dict[str, Any]) -> dict[str, A
 def _title(record: dict[str, Any]) -> str:
     options = record["options"]
     return f"{_TITLES[options['preset']]}: SSL on {options['data']} (paper: mnist)"
-
-
-def print_rows(title: str, rows: list[dict[str, str]]) -> None:
-    """A table on the terminal."""
-    shown = rich.table.Table(title=title)
-    for place, name in enumerate(rows[0]):
-        shown.add_column(name, justify="left" if place < 2 else "right")
-    for row in rows:
-        shown.add_row(*row.values())
-    rich.console.Console().print(shown)

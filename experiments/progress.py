@@ -1,4 +1,4 @@
-"""One line that tells how a training stage is doing, on a terminal or in a log file."""
+"""How a training stage is doing, in one line, and tables: on a terminal or in a log."""
 
 import sys
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Any
 
 import rich.console
 import rich.progress
+import rich.table
 
 
 def sentence(row: Mapping[str, Any]) -> str:
@@ -56,3 +57,13 @@ class Progress:
         self.bar.update(self.task, completed=done, note=sentence(row))
         if not self.live:
             print(f"{self.name} {done}/{self.total}  {sentence(row)}", flush=True)
+
+
+def print_rows(title: str, rows: list[dict[str, str]]) -> None:
+    """A table on the terminal."""
+    shown = rich.table.Table(title=title)
+    for place, name in enumerate(rows[0]):
+        shown.add_column(name, justify="left" if place == 0 else "right")
+    for row in rows:
+        shown.add_row(*row.values())
+    rich.console.Console().print(shown)

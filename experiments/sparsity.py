@@ -14,7 +14,26 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 import sslx
 from sslx import measure
 
-Structure = Literal["coupled", "filter", "channel", "filter+channel", "shape", "depth"]
+Structure = Literal[
+    "coupled",
+    "filter",
+    "channel",
+    "filter+channel",
+    "shape",
+    "filter+shape",
+    "depth",
+    "layer",
+]
+
+
+_WHOLE = {
+    "shape": sslx.SHAPE,
+    "filter+shape": sslx.FILTER | sslx.SHAPE,
+    "layer": sslx.LAYER,
+}
+AUTHORS_MULTIPLIERS = {"conv1/kernel:SHAPE": 0.2, "conv3/kernel:FILTER": 0.1}
+"""Class of groups -> factor of lambda in the training log of Wen et al. that ends near
+ConvNet 3 of their Table 3; 1 for the others."""
 
 
 def kernels(params: PyTree[Array]) -> list[str]:
@@ -48,7 +67,9 @@ def make_groups(
     coupled: a filter together with the input channel of the kernel that reads it;
     filter, channel, filter+channel: the same slices, each a group of its own;
     shape: every (h, w, input) column of every kernel;
-    depth: both kernels of a residual block as one group, or a kernel of a plain net.
+    filter+shape: every filter (row) and every column of every kernel;
+    depth: both kernels of a residual block as one group, or a kernel of a plain net;
+    layer: every kernel.
 
     Args:
         structure: one of the above.
@@ -57,7 +78,7 @@ def make_groups(
             order of their norms in `params`, so that widths stay multiples of `block`.
     """
     groups = _single(structure, params)
-    if block == 1 or structure in ("shape", "depth"):
+    if block == 1 or structure in ("shape", "filter+shape", "depth", "layer"):
         return groups
     norms = sslx.norms(groups, params)
     return sslx.Groups(
@@ -82,10 +103,9 @@ def _single(structure: Structure, params: PyTree[Array]) -> sslx.Groups:
             sslx.coupled(params, {first: sslx.FILTER, second: sslx.CHANNEL})
             for first, second in joined
         )
-    if structure == "shape":
-        return sslx.groups(
-            params, {f"^{path}$": sslx.SHAPE for path in kernels(params)}
-        )
+    if structure in _WHOLE:
+        rule = _WHOLE[structure]
+        return sslx.groups(params, {f"^{path}$": rule for path in kernels(params)})
     if structure == "depth":
         residual = any("stage" in path for path in kernels(params))
         blocks = joined if residual else [(path,) for path in kernels(params)]
@@ -205,9 +225,15 @@ def growing(start: float, growth: float, period: int) -> optax.Schedule:
 def norm_arrays(
     groups: sslx.Groups, params: PyTree[Array]
 ) -> dict[str, Float[np.ndarray, "..."]]:
-    """Every class's group norms, on the host, under the name of its first kernel."""
+    """Every class's group norms, on the host, under the name of its first kernel.
+
+    Where several classes share a kernel: under their own names.
+    """
     found = sslx.norms(groups, params)
+    firsts = [c.members[0].path for c in groups.classes]
     return {
-        c.members[0].path.removesuffix("/kernel"): np.asarray(found[c.name])
-        for c in groups.classes
+        (first if firsts.count(first) == 1 else c.name).replace("/kernel", ""): (
+            np.asarray(found[c.name])
+        )
+        for c, first in zip(groups.classes, firsts, strict=True)
     }

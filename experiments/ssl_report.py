@@ -5,10 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import rich.console
-import rich.table
 
-from experiments import runs, sparsity, train
+from experiments import progress, runs, sparsity, train
 from experiments.ssl_stages import Context
 from sslx import report
 
@@ -278,14 +276,5 @@ def _speed_rows(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 def print_table(record: dict[str, Any]) -> None:
     """Before and after, on the terminal."""
-    console = rich.console.Console()
-    for title, rows in (
-        ("before and after", _table(record)),
-        ("speed", _speed_rows(_latency_rows(record))),
-    ):
-        table = rich.table.Table(title=title)
-        for place, name in enumerate(rows[0]):
-            table.add_column(name, justify="left" if place == 0 else "right")
-        for row in rows:
-            table.add_row(*row.values())
-        console.print(table)
+    progress.print_rows("before and after", _table(record))
+    progress.print_rows("speed", _speed_rows(_latency_rows(record)))

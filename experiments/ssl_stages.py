@@ -51,7 +51,7 @@ class Config:
     batch: int = 128
     """Images per step."""
     weight_decay: float = 5e-4
-    """L2 decay of kernels; in SSL not of those that SSL regularises."""
+    """L2 decay of kernels; in SSL not of those it regularises, but of whole layers."""
     baseline_epochs: int = 9
     """Epochs from scratch."""
     learning_rate: float = 0.3
@@ -228,11 +228,15 @@ def baseline_stage(context: Context) -> train.Stage:
 def ssl_stage(context: Context) -> train.Stage:
     """Group lasso from the trained network, stronger until the target is met."""
     config, groups = context.config, context.groups
+    if config.multipliers == "authors":
+        groups = groups.weighted(sparsity.AUTHORS_MULTIPLIERS)
     schedule = context.schedule(config.ssl_learning_rate, config.ssl_epochs)
     strength = sparsity.growing(config.strength, config.growth, context.per_epoch)
     cost = measure.cost(context.model.apply, context.trained, context.images(1))
     macs = sparsity.group_macs(groups, cost)
     regularised = tuple(m.path for c in groups.classes for m in c.members)
+    if config.structure == "layer":
+        regularised = ()
     return train.Stage(
         "ssl",
         context.model.apply,
@@ -253,7 +257,7 @@ def finetune_stage(context: Context) -> train.Stage:
     config = context.config
     schedule = context.schedule(config.finetune_learning_rate, config.finetune_epochs)
     optimizer = sgd(schedule, config.weight_decay)
-    if config.structure == "shape":
+    if "shape" in config.structure:
         kernels = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
         optimizer = optax.chain(optimizer, optax.masked(sslx.keep_zeros(), kernels))
     return train.Stage(

@@ -99,8 +99,32 @@ def test_groups_of_every_structure(resnet):
     assert count("coupled", 8) == (16 + 32 + 64) // 8
     assert count("depth") == 3
     assert count("shape") == 9 * (16 + 16 + 16 + 32 + 32 + 64)
+    assert count("layer", 8) == 6
     plain = models.init(models.create("convnet"))["params"]
     assert sparsity.make_groups("coupled", plain).count == 32 + 32
+    both = sparsity.make_groups("filter+shape", plain, 8)
+    assert both.count == 32 + 75 + 32 + 800 + 64 + 800
+
+
+def test_convnets_multipliers_are_those_of_the_authors_log():
+    plain = models.init(models.create("convnet"))["params"]
+    groups = sparsity.make_groups("filter+shape", plain)
+    weighted = groups.weighted(sparsity.AUTHORS_MULTIPLIERS)
+    assert {c.name.replace("/kernel", ""): c.weight for c in weighted.classes} == {
+        "conv1:SHAPE": 0.2,
+        "conv2:SHAPE": 1.0,
+        "conv3:SHAPE": 1.0,
+        "conv1:FILTER": 1.0,
+        "conv2:FILTER": 1.0,
+        "conv3:FILTER": 0.1,
+    }
+    assert set(sparsity.norm_arrays(groups, plain)) == {
+        f"conv{k}:{kind}" for k in (1, 2, 3) for kind in ("FILTER", "SHAPE")
+    }
+    convnet = cifar_ssl.parse(["--preset", "convnet"])
+    assert (convnet.structure, convnet.multipliers) == ("filter+shape", "authors")
+    with pytest.raises(ValueError, match="only, got resnet20 and coupled"):
+        cifar_ssl.Config(multipliers="authors")
 
 
 def test_blocks_hold_neighbours_in_norm(resnet):

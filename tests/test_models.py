@@ -1,9 +1,11 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import models
+from experiments.models import plain
 from sslx import measure
 
 
@@ -139,6 +141,14 @@ def test_caffes_pooling_rounds_up_and_means_leave_padding_out():
     params["dense"]["kernel"] = jnp.ones((1024, 10)) / 1024
     logits = model.apply({"params": params}, jnp.zeros((1, 32, 32, 3)))
     np.testing.assert_allclose(logits, 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "pixels"), [(3, 32), (3, 17), (2, 24), (2, 7)])
+def test_maxima_of_slices_are_those_of_windows(size, pixels):
+    x = jax.random.normal(jax.random.key(0), (2, pixels, pixels, 3))
+    over = (pixels - size) % 2
+    wanted = nn.max_pool(x, (size, size), (2, 2), padding=((0, over), (0, over)))
+    np.testing.assert_array_equal(plain._max_pool(x, size), wanted)
 
 
 def test_wrong_names_and_depths_are_told_what_is_right():
