@@ -211,6 +211,64 @@ def test_the_small_function_is_the_large_one(name: str, alignment, x64) -> None:
         assert {k: v.shape for k, v in small.variables.items()} == form.small
 
 
+def _read_by_index(e):
+    return jax.lax.scan(lambda c, i: (c, e[i]), 0.0, jnp.arange(2))[1]
+
+
+def _read_by_step(e):
+    return jax.lax.scan(lambda c, row: (c * row, c), e[0], e)[1]
+
+
+CONSTANT_OPERANDS = {
+    "scan, whole": _read_by_index,
+    "scan, by step": _read_by_step,
+    "while": lambda e: jax.lax.fori_loop(0, e.shape[0], lambda i, c: c + e * i, e),
+    "cond": lambda e: jax.lax.cond(e[0, 1] > 0, jnp.tanh, jnp.negative, e),
+}
+
+
+@pytest.mark.parametrize("alignment", ["auto", "align", "scatter"])
+@pytest.mark.parametrize("name", CONSTANT_OPERANDS)
+def test_constant_channels_that_enter_a_body(name: str, alignment, x64) -> None:
+    read = CONSTANT_OPERANDS[name]
+    v = {"w": jnp.ones((1, 2)).at[:, 0].set(0), "b": jnp.array([[3.0, 4.0]])}
+    x = jnp.array([[1.0], [2.0]])
+    net = lambda v, x: read(jnp.exp(x @ v["w"] + v["b"]))
+    small = sslx.compact(net, v, x, alignment=alignment)
+    close(small.apply(small.variables, x), net(v, x))
+
+
+def test_zeros_that_stay_say_why() -> None:
+    w = random(3, 3, 8, 16)
+    w[..., :6] = 0
+    w[..., 8:10] = 0
+
+    def grouped(v, x):
+        y = jax.lax.conv_general_dilated(
+            x,
+            v["w"],
+            (1, 1),
+            "SAME",
+            feature_group_count=2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y @ v["u"]
+
+    small = sslx.compact(grouped, {"w": w, "u": random(16, 3)}, jnp.ones((1, 5, 5, 16)))
+    (kept,) = small.kept_zeros
+    assert (kept.path, kept.axis) == ("w", 3)
+    assert (kept.count, kept.primitive) == (4, "conv_general_dilated")
+    assert "4 zero slices of w" in small.summary()
+
+    v = {"w": jnp.ones((4, 5)).at[:, :2].set(0)}
+    x = jnp.ones((2, 4))
+    small = sslx.compact(lambda v, x: x @ v["w"], v, x, alignment="align")
+    assert small.variables["w"].shape == (4, 5)
+    assert "with what the function returns" in small.summary()
+    small = sslx.compact(lambda v, x: x @ v["w"], v, x, alignment="scatter")
+    assert (small.variables["w"].shape, small.kept_zeros) == ((4, 3), ())
+
+
 def test_keys_of_random_numbers_may_be_constants_parameters_and_arguments() -> None:
     key = jax.random.key(0)
 

@@ -19,6 +19,7 @@ from sslx.graph import (
     Alignment,
     Facts,
     Held,
+    KeptZeros,
     Liveness,
     Masks,
     Program,
@@ -26,6 +27,7 @@ from sslx.graph import (
     Value,
     full,
     held_back,
+    kept_zeros,
     require_constants,
     settle,
     trace,
@@ -58,6 +60,7 @@ class Compact:
       plan: the kept indices of every leaf.
       folded: removed slices that constant channels were folded from, by path.
       held_back: what could not be analysed, and which parameters that keeps whole.
+      kept_zeros: zero slices that stay, so that operands line up.
       example: the call the function was compacted with, as shapes; None if it was
         loaded from a file that could not hold it.
       fold: whether constant channels were folded.
@@ -68,6 +71,7 @@ class Compact:
     plan: Plan
     folded: Mapping[str, Folded]
     held_back: tuple[Held, ...]
+    kept_zeros: tuple[KeptZeros, ...]
     example: Call | None
     fold: bool
 
@@ -191,8 +195,9 @@ def compact(
     plan, folded = _planned(live, params, leaves, zeros)
     small = {p: plan.leaves[p].shrink(x) for p, x in leaves.items()}
     example = call._replace(arrays=tuple(struct(x) for x in call.arrays))
+    kept = kept_zeros(live, list(zip(params, leaves, zeros.values(), strict=True)))
     return Compact(
-        fn, unflatten(treedef, small), plan, folded, held, example, live.fold
+        fn, unflatten(treedef, small), plan, folded, held, kept, example, live.fold
     )
 
 
@@ -237,6 +242,11 @@ def _fixed_point(
 ) -> dict[str, Masks]:
     """Analyse until nothing new is found dead; returns the zeros used."""
     params = traced.program.inputs[: len(leaves)]
+    outputs = [
+        (v, full(v, True))
+        for v, name in zip(traced.program.outputs, traced.state, strict=True)
+        if name is None
+    ]
     for _ in range(_ROUNDS):
         _analyse(live, traced.program, zeros)
         if live.narrow():
@@ -247,7 +257,7 @@ def _fixed_point(
         }
         if any(not _same(fresh[p], zeros[p]) for p in zeros):
             zeros = fresh
-        elif settle(live, alignment):
+        elif settle(live, alignment, outputs):
             live.widen()
         else:
             return zeros

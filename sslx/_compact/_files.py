@@ -1,5 +1,6 @@
 """A compact network on disk: arrays by orbax, everything else as JSON. No pickle."""
 
+import dataclasses
 import json
 import pathlib
 import tempfile
@@ -7,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
@@ -15,7 +17,7 @@ from sslx._compact._calls import Call, take_apart
 from sslx._compact._compact import Compact, Folded
 from sslx._compact._plan import Plan
 from sslx._groups import flatten, unflatten
-from sslx.graph import Held
+from sslx.graph import Held, KeptZeros
 
 _FORMAT = 1
 _PLAIN = (bool, int, float, str, type(None))
@@ -36,15 +38,16 @@ def save(path: str | pathlib.Path, small: Compact) -> None:
         raise FileExistsError(f"{path} exists; give a new folder or remove it first")
     path.parent.mkdir(parents=True, exist_ok=True)
     leaves, _ = flatten(small.variables)
-    arrays = {f"variables:{p}": x for p, x in leaves.items() if x.size}
+    arrays = {f"variables:{p}": _plain_array(x) for p, x in leaves.items() if x.size}
     arrays |= {f"folded:{p}": f.values for p, f in small.folded.items()}
     data = {
         "format": _FORMAT,
         "fold": small.fold,
         "plan": small.plan.to_json(),
-        "dtypes": {p: str(x.dtype) for p, x in leaves.items()},
+        "dtypes": {p: _dtype_name(x) for p, x in leaves.items()},
         "folded": {p: f.axes for p, f in small.folded.items()},
         "held_back": [[h.primitive, h.source, h.paths] for h in small.held_back],
+        "kept_zeros": [dataclasses.astuple(k) for k in small.kept_zeros],
         "example": _example_to_json(small.example),
     }
     with tempfile.TemporaryDirectory(prefix=path.name, dir=path.parent) as temporary:
@@ -83,7 +86,7 @@ def load(
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error!r}; save it again") from error
     leaves = {
-        p: arrays.get(f"variables:{p}", np.zeros(plan.leaves[p].small_shape, dtype))
+        p: _typed_array(arrays.get(f"variables:{p}"), plan.leaves[p].small_shape, dtype)
         for p, dtype in data["dtypes"].items()
     }
     folded = {
@@ -93,14 +96,44 @@ def load(
     variables = _nested(leaves) if like is None else _fitted(path, plan, leaves, like)
     held = tuple(Held(a, b, tuple(c)) for a, b, c in data["held_back"])
     example = _example_from_json(data["example"])
-    return Compact(fn, variables, plan, folded, held, example, data["fold"])
+    kept = tuple(KeptZeros(*row) for row in data["kept_zeros"])
+    return Compact(fn, variables, plan, folded, held, kept, example, data["fold"])
+
+
+_KEY = "key:"
+
+
+def _plain_array(array: Any) -> Any:
+    """Keys of random numbers as the integers they are made of."""
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return jax.random.key_data(array)
+    return array
+
+
+def _dtype_name(array: Any) -> str:
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return f"{_KEY}{jax.random.key_impl(array)}"
+    return str(array.dtype)
+
+
+def _typed_array(array: Any | None, shape: tuple[int, ...], dtype: str) -> Any:
+    if array is None:
+        return np.zeros(shape, dtype)
+    if dtype.startswith(_KEY):
+        return jax.random.wrap_key_data(array, impl=dtype.removeprefix(_KEY))
+    return array
 
 
 def _targets(data: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def struct(shape: tuple[int, ...], path: str) -> jax.ShapeDtypeStruct:
-        dtype = np.dtype(data["dtypes"][path])
+        name = data["dtypes"][path]
+        if name.startswith(_KEY):
+            made = jax.eval_shape(lambda: jax.random.key(0, impl=name[len(_KEY) :]))
+            data_shape = jax.eval_shape(jax.random.key_data, made)
+            shape, name = (*shape, *data_shape.shape), str(data_shape.dtype)
+        dtype = np.dtype(name)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=device)
 
     targets = {

@@ -101,6 +101,7 @@ def _total(before: measure.Cost, after: measure.Cost) -> tuple[str, ...]:
 
 def _remarks(small: Any) -> list[str]:
     lines = [f"held back: {held}" for held in small.held_back]
+    lines += [f"kept: {kept}" for kept in small.kept_zeros]
     size = sum(f.values.size * f.values.dtype.itemsize for f in small.folded.values())
     if size:
         lines.append(

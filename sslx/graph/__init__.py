@@ -11,7 +11,9 @@ from sslx.graph._program import Value as Value
 from sslx.graph._program import trace as trace
 from sslx.graph._relation import Masks as Masks
 from sslx.graph._report import Held as Held
+from sslx.graph._report import KeptZeros as KeptZeros
 from sslx.graph._report import held_back as held_back
+from sslx.graph._report import kept_zeros as kept_zeros
 from sslx.graph._rewrite import Rewriter as Rewriter
 from sslx.graph._settle import MACS_PER_MOVE as MACS_PER_MOVE
 from sslx.graph._settle import Alignment as Alignment

@@ -140,6 +140,7 @@ class Scan(Rewired):
         self.consts, self.carries = consts, carries
         self.entries = [(0, k, k) for k in range(len(inputs))]
         self.exits = [(0, k, k) for k in range(len(outputs))]
+        self.ties = [(0, consts + k, k) for k in range(carries)]
         self.wanted = []
 
     @property

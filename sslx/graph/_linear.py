@@ -60,4 +60,7 @@ def _conv(equation: Any) -> Relation:
         kept = operands[0].shape[channels] // operands[1].shape[per_part]
         return eqn.bind(operands, feature_group_count=kept)
 
-    return Relation(tuple(links), sums, zero="any", widen=widen, emit=emit)
+    place = ((0, out_channels, np.arange(n_out) % (n_out // parts)),)
+    return Relation(
+        tuple(links), sums, zero="any", widen=widen, emit=emit, factors=place
+    )

@@ -81,6 +81,7 @@ class Liveness:
         self.constant_need: dict[Value, Masks] = {}
         self.copied: dict[Value, Masks] = {}
         self.forced: dict[Value, Masks] = {}
+        self.forced_by: dict[Value, Equation | None] = {}
         self.unread: dict[Value, Masks] = {}
         self.relations: dict[Equation, Relation] = {}
         self.inner: dict[Equation, Body] = {}
@@ -241,7 +242,7 @@ class Liveness:
         none = np.zeros(value.shape[member.axis], bool)
         if equation.name != "reduce_sum":
             return none
-        for axis in sorted(equation.params["axes"]):
+        for axis in sorted(m.axis for (m,) in self.relations[equation].sums):
             same = self.uniform(value, axis) & ~self.of(value).zero[axis]
             if same.any() and not same.all():
                 return same if axis == member.axis else none
@@ -344,8 +345,11 @@ class Liveness:
     def _insides(self) -> "Iterable[Liveness]":
         return (inside for body in self.inner.values() for inside in body.insides)
 
-    def force(self, value: Value, masks: Masks) -> bool:
-        """Keep slices computed though they are zero or constant; False if they were."""
+    def force(self, value: Value, masks: Masks, by: Equation | None = None) -> bool:
+        """Keep slices computed though they are zero or constant; False if they were.
+
+        `by` is the equation that wants them, None for an output of the program.
+        """
         work, changed = [(value, masks)], False
         while work:
             value, masks = work.pop()
@@ -356,6 +360,7 @@ class Liveness:
             if not any(m.any() for m in new):
                 continue
             changed = True
+            self.forced_by.setdefault(value, by)
             self.forced[value] = [m | o for m, o in zip(masks, old, strict=True)]
             eqn = self.producer.get(value)
             if eqn is not None:
@@ -503,11 +508,14 @@ class Body:
       insides: one analysis per program.
       entries: program number, input number there, operand number.
       exits: program number, output number there, output number.
+      ties: program number, input number there, output number there: one slice of one
+        is one of the other, a step later.
     """
 
     insides: tuple[Liveness, ...]
     entries: list[tuple[int, int, int]]
     exits: list[tuple[int, int, int]]
+    ties: Sequence[tuple[int, int, int]] = ()
 
     def forward(self, ins: list[Facts]) -> list[Facts]:
         """Facts of the outputs."""

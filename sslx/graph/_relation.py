@@ -97,6 +97,9 @@ class Relation:
       emit: builds the outputs from reduced operands; None binds the primitive as is.
       known: False if the primitive has no rule and everything is kept whole.
       index_only: the output is a selection of the operand's slices, nothing more.
+      factors: output, axis, label: a factor of an output axis besides those in links;
+        slices of it are removed with their whole factor.
+      free_outputs: output axes in no link may be cut by whoever reads them.
     """
 
     links: tuple[Link, ...] = ()
@@ -109,6 +112,8 @@ class Relation:
     emit: Emit | None = None
     known: bool = True
     index_only: bool = False
+    factors: tuple[tuple[int, int, Labels], ...] = ()
+    free_outputs: bool = False
 
 
 Rule = Callable[[Any], Relation]

@@ -1,10 +1,11 @@
-"""What was kept whole for want of a rule, and which parameters that holds back."""
+"""What stays though it is zero: for want of a rule, or to line up."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sslx.graph._liveness import Body, Liveness
 from sslx.graph._program import Equation, Value
+from sslx.graph._relation import Masks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,51 @@ class Held:
 
     def __str__(self) -> str:
         return f"{self.primitive} at {self.source} holds back {', '.join(self.paths)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptZeros:
+    """Zero slices of a parameter that are computed all the same.
+
+    Attributes:
+      path: the parameter.
+      axis: its axis.
+      count: number of zero slices that stay.
+      primitive: what they are kept for: an operation whose operands have to line up;
+        empty for the output of the function.
+      source: `file:line (function)` of the code that made it.
+    """
+
+    path: str
+    axis: int
+    count: int
+    primitive: str
+    source: str
+
+    def __str__(self) -> str:
+        where = f"in {self.primitive} at {self.source}" if self.source else ""
+        return (
+            f"{self.count} zero slices of {self.path} (axis {self.axis}), to line up "
+            f"{where or 'with what the function returns'}"
+        )
+
+
+def kept_zeros(
+    liveness: Liveness, params: Sequence[tuple[Value, str, Masks]]
+) -> tuple[KeptZeros, ...]:
+    """The zero slices of parameters that lining up keeps."""
+    found = []
+    for value, path, zeros in params:
+        if value not in liveness.forced:
+            continue
+        rows = zip(liveness.alive(value), zeros, strict=True)
+        eqn = liveness.forced_by[value]
+        name, source = (eqn.name, eqn.source) if eqn else ("", "")
+        for axis, (alive, zero) in enumerate(rows):
+            count = int((alive & zero).sum())
+            if count and value.shape:
+                found.append(KeptZeros(path, axis, count, name, source))
+    return tuple(found)
 
 
 def held_back(liveness: Liveness, paths: Mapping[Value, str]) -> tuple[Held, ...]:

@@ -277,7 +277,7 @@ def _pad(equation: Any) -> Relation:
 
 def _reduction(zero: Zero, summed: bool = False):
     def rule(equation: Any) -> Relation:
-        axes = equation.params["axes"]
+        axes = [int(a) for a in equation.params["axes"]]
         rest = [a for a in range(len(equation.inputs[0].shape)) if a not in axes]
         links = tuple(Link(0, a, 0, b) for b, a in enumerate(rest))
         sums = tuple((Summed(0, a),) for a in axes) if summed else ()

@@ -7,6 +7,7 @@ about 1e11 multiply-adds, or moved about 1e9 channel-indexed elements, a second.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -20,10 +21,23 @@ Alignment = Literal["auto", "align", "scatter"]
 MACS_PER_MOVE = 100
 
 
-def settle(liveness: Liveness, alignment: Alignment) -> bool:
-    """Force what is better kept computed; whether anything was."""
+def settle(
+    liveness: Liveness,
+    alignment: Alignment,
+    outputs: Sequence[tuple[Value, Masks]] = (),
+) -> bool:
+    """Force what is better kept computed; whether anything was.
+
+    `outputs` are slices that the results of the program have to line up with.
+    """
     work = _Work(liveness)
     changed = False
+    for value, target in outputs:
+        missing = _missing(liveness, value, target)
+        if missing is not None and _better_kept(
+            liveness, value, target, missing, alignment, work
+        ):
+            changed |= liveness.force(value, missing)
     for eqn in liveness.program.equations:
         if not liveness.runs(eqn):
             continue
@@ -31,7 +45,7 @@ def settle(liveness: Liveness, alignment: Alignment) -> bool:
         if isinstance(body, Call):
             changed |= settle(body.inside, alignment)
             for k, masks in body.forced():
-                changed |= liveness.force(eqn.inputs[k], masks)
+                changed |= liveness.force(eqn.inputs[k], masks, eqn)
         elif isinstance(body, Rewired):
             changed |= _settle_rewired(liveness, eqn, body, alignment)
         elif body is None:
@@ -50,19 +64,17 @@ def _settle_rewired(
             continue
         rows = zip(inside.program.outputs, body.wanted_of(number), strict=True)
         for value, masks in rows:
-            alive = inside.alive(value)
-            missing = [m & ~a for m, a in zip(masks, alive, strict=True)]
-            if all(a.any() for a in alive) and any(m.any() for m in missing):
+            missing = _missing(inside, value, masks)
+            if missing and all(a.any() for a in inside.alive(value)):
                 changed |= inside.force(value, missing)
     for k, masks in body.forced():
-        changed |= liveness.force(eqn.inputs[k], masks)
+        changed |= liveness.force(eqn.inputs[k], masks, eqn)
     for value, target in zip(eqn.inputs, liveness.targets(eqn), strict=True):
-        alive = liveness.alive(value)
-        missing = [t & ~a for t, a in zip(target, alive, strict=True)]
-        if value.literal is None and any(m.any() for m in missing):
-            keep = alignment != "scatter" and all(a.any() for a in alive)
-            if liveness.of(value).weight or keep:
-                changed |= liveness.force(value, missing)
+        missing = _missing(liveness, value, target)
+        alive = all(a.any() for a in liveness.alive(value))
+        weight = liveness.of(value).weight
+        if missing and (weight or (alignment != "scatter" and alive)):
+            changed |= liveness.force(value, missing, eqn)
     return changed
 
 
@@ -92,26 +104,46 @@ def _fan_in(liveness: Liveness, eqn: Equation) -> float:
     return float(terms * math.prod(eqn.inputs[1].shape[a] for a in window))
 
 
+def _missing(liveness: Liveness, value: Value, target: Masks) -> Masks | None:
+    """Wanted slices that are not computed."""
+    if value.literal is not None:
+        return None
+    alive = liveness.alive(value)
+    missing = [t & ~a for t, a in zip(target, alive, strict=True)]
+    return missing if any(m.any() for m in missing) else None
+
+
+def _better_kept(
+    liveness: Liveness,
+    value: Value,
+    target: Masks,
+    missing: Masks,
+    alignment: Alignment,
+    work: "_Work",
+) -> bool:
+    """Whether to compute zeros costs less than to move what is not zero."""
+    if liveness.of(value).weight:
+        return True
+    if not all(m.any() for m in liveness.alive(value)):
+        return False
+    saved = max(m.sum() for m in missing) * work.of(value)
+    cheap = bool(saved < MACS_PER_MOVE * max(t.sum() for t in target))
+    return alignment == "align" or (alignment == "auto" and cheap)
+
+
 def _settle_equation(
     liveness: Liveness, eqn: Equation, alignment: Alignment, work: _Work
 ) -> bool:
     rel, changed = liveness.relations[eqn], False
     targets = liveness.targets(eqn)
     for value, target in zip(eqn.inputs, targets, strict=True):
-        if value.literal is not None:
+        missing = _missing(liveness, value, target)
+        if missing is None:
             continue
-        alive = liveness.alive(value)
-        missing = [t & ~a for t, a in zip(target, alive, strict=True)]
-        if any(m.any() for m in missing):
-            dead = not all(m.any() for m in alive)
-            weight = liveness.of(value).weight
-            saved = max(m.sum() for m in missing) * work.of(value)
-            moved = max(t.sum() for t in target)
-            cheap = saved < MACS_PER_MOVE * moved
-            keep = alignment == "align" or (alignment == "auto" and cheap)
-            linked = bool(rel.links) and rel.known
-            if weight or (not dead and (keep or not linked)):
-                changed |= liveness.force(value, missing)
+        unlinked = not (rel.links and rel.known)
+        keep = unlinked and all(m.any() for m in liveness.alive(value))
+        if keep or _better_kept(liveness, value, target, missing, alignment, work):
+            changed |= liveness.force(value, missing, eqn)
     if alignment != "scatter":
         changed |= _settle_sums(liveness, eqn, targets, alignment)
     return changed
@@ -139,7 +171,7 @@ def _settle_sums(
             if alignment == "align" or saved < MACS_PER_MOVE * target.sum():
                 masks = full(partner, False)
                 masks[other.axis] = _translate(extra, here.label, other, partner)
-                changed |= liveness.force(partner, masks)
+                changed |= liveness.force(partner, masks, eqn)
     return changed
 
 
