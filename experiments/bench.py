@@ -2,9 +2,10 @@
 
     python -m experiments.bench overhead      ResNet-20, batch 128; 3 minutes on 2 cores
 
-prints two ratios, with an A/A control that tells how small a difference can be seen:
+prints ratios, with an A/A control that tells how small a difference can be seen:
 
     proximal step   median of (step with proximal / plain step), expected <= 1.05
+    PSP             median of (step with factors / plain step), expected <= 1.05
     training loop   median of (images/s of `train.fit` / of the bare step), >= 0.95
 """
 
@@ -25,8 +26,8 @@ import optax
 import tyro
 
 import sslx
-from experiments import checkpoints, data, models, runs, sparsity, train
-from sslx import measure
+from experiments import checkpoints, data, models, psp_stages, runs, sparsity, train
+from sslx import measure, psp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Config:
     """Time the training step with and without its parts."""
 
     what: tyro.conf.Positional[Literal["overhead"]]
-    """overhead: of the proximal step and of the training loop."""
+    """overhead: of the proximal step, of PSP and of the training loop."""
     model: str = "resnet20"
     """Network."""
     batch: int = 128
@@ -58,16 +59,28 @@ def _noise(count: int) -> data.Arrays:
     return data.Arrays("noise", images, labels, images[:1], labels[:1], classes)
 
 
-def _stage(model_name: str, structure: sparsity.Structure | None) -> train.Stage:
+def _stage(
+    model_name: str,
+    structure: sparsity.Structure | None = None,
+    factors: psp.Gradient | None = None,
+) -> train.Stage:
+    """Plain, with a proximal step for `structure`, or with PSP's `factors` for it."""
     model = models.create(model_name)
     variables = models.init(model)
     schedule = optax.constant_schedule(1e-3)
     optimizer = optax.sgd(schedule, momentum=0.9, nesterov=True)
-    if structure is not None:
-        groups = sparsity.make_groups(structure, variables["params"])
+    if structure is None:
+        return train.Stage("bench", model.apply, variables, optimizer, schedule)
+    groups = sparsity.make_groups(structure, variables["params"])
+    if factors is None:
         proximal = sslx.proximal(sslx.GroupLasso(1e-4), groups, schedule)
         optimizer = optax.chain(optimizer, proximal)
-    return train.Stage("bench", model.apply, variables, optimizer, schedule)
+        return train.Stage("bench", model.apply, variables, optimizer, schedule)
+    config = psp_stages.Config(gradient=factors)
+    apply = psp_stages.parameterized(model.apply, groups, config)
+    variables = {**variables, "params": psp.init(groups, variables["params"])}
+    optimizer = psp.optimizer(optimizer, psp.sgd(schedule, decay=1e-4))
+    return train.Stage("bench", apply, variables, optimizer, schedule)
 
 
 def _stepper(
@@ -95,21 +108,35 @@ def _stepper(
 
 def proximal_overhead(config: Config) -> dict[str, Any]:
     """Step with proximal against the plain step, for two choices of groups."""
+    return _step_overhead(
+        config,
+        {
+            "with proximal, coupled": _stage(config.model, "coupled"),
+            "with proximal, filter+channel": _stage(config.model, "filter+channel"),
+        },
+    )
+
+
+def psp_overhead(config: Config) -> dict[str, Any]:
+    """Step with a factor per column or coupled group against the plain step."""
+    return _step_overhead(
+        config,
+        {
+            "with PSP, columns, sum": _stage(config.model, "shape", "sum"),
+            "with PSP, columns, chain": _stage(config.model, "shape", "chain"),
+            "with PSP, coupled, chain": _stage(config.model, "coupled", "chain"),
+        },
+    )
+
+
+def _step_overhead(config: Config, stages: dict[str, train.Stage]) -> dict[str, Any]:
+    """Time of a step of each stage over that of the plain step, in the same rounds."""
     arrays = _noise(16 * config.batch)
     options = train.Options(epochs=1, batch=config.batch)
-    plain = _stepper(_stage(config.model, None), options, arrays)
-    coupled = _stepper(_stage(config.model, "coupled"), options, arrays)
-    both = _stepper(_stage(config.model, "filter+channel"), options, arrays)
-    again = _stepper(_stage(config.model, None), options, arrays)
-    found = measure.latency(
-        {
-            "step": plain,
-            "step, control": again,
-            "with proximal, coupled": coupled,
-            "with proximal, filter+channel": both,
-        },
-        repeats=config.rounds,
-    )
+    plain = _stage(config.model)
+    named = {"step": plain, "step, control": plain, **stages}
+    calls = {name: _stepper(stage, options, arrays) for name, stage in named.items()}
+    found = measure.latency(calls, repeats=config.rounds)
     print(found)
     ratios = {row["name"]: 1 / row["speedup"] for row in found.rows()}
     return {"ratios": ratios, "latency": found.as_dict()}
@@ -194,16 +221,17 @@ def _loop_rate(
 
 def main(config: Config) -> dict[str, Any]:
     """Measure, print, and write JSON where asked."""
-    steps = proximal_overhead(config)
+    steps, factors = proximal_overhead(config), psp_overhead(config)
     loop = loop_overhead(config)
-    for name, ratio in steps["ratios"].items():
+    for name, ratio in (*steps["ratios"].items(), *factors["ratios"].items()):
         print(f"{name}: {ratio:.3f} of the plain step's time")
     print(
         f"training loop: {loop['loop_over_bare']:.3f} of the bare step's images/s "
         f"(control {loop['control']:.3f}; a checkpoint takes "
         f"{loop['seconds_per_checkpoint']:.2f} s)"
     )
-    record = {"proximal": steps, "loop": loop, "provenance": runs.provenance()}
+    record = {"proximal": steps, "psp": factors, "loop": loop}
+    record["provenance"] = runs.provenance()
     if config.out is not None:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         config.out.write_text(json.dumps(record, indent=1) + "\n")

@@ -33,6 +33,7 @@ from sslx._groups import (
 __all__ = [
     "FixedSparsity",
     "Gate",
+    "Gradient",
     "OptimizerState",
     "Parameters",
     "SSSState",
