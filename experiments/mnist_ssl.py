@@ -84,7 +84,9 @@ class Config:
 
 PRESETS = {
     "table1": Config(),
-    "table2": Config(preset="table2", strengths=(0.02, 0.05)),
+    "table2": Config(
+        preset="table2", strengths=(0.02, 0.05), ssl_epochs=4, finetune_epochs=1
+    ),
     "mlp": Config(
         preset="mlp",
         baseline_epochs=15,
