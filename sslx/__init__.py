@@ -10,6 +10,7 @@ from sslx._compact import apply_plan as apply_plan
 from sslx._compact import compact as compact
 from sslx._compact import load as load
 from sslx._compact import save as save
+from sslx._compact import units as units
 from sslx._groups import BLOCK as BLOCK
 from sslx._groups import CHANNEL as CHANNEL
 from sslx._groups import FILTER as FILTER

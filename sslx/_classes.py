@@ -91,9 +91,11 @@ class Groups:
 
     Attributes:
         classes: The classes of groups, in the order of the rules that made them.
+        notes: What there is to know about leaves in no group; printed by `describe`.
     """
 
     classes: tuple[GroupClass, ...]
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self):
         names = [c.name for c in self.classes]
@@ -110,7 +112,7 @@ class Groups:
 
     def __add__(self, other: "Groups") -> "Groups":
         """The classes of both."""
-        return Groups(self.classes + other.classes)
+        return Groups(self.classes + other.classes, self.notes + other.notes)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -144,17 +146,16 @@ class Groups:
         bad = {k: v for k, v in multipliers.items() if not 0 <= v < math.inf}
         if bad:
             raise ValueError(f"multipliers must be finite and >= 0, got {bad}")
-        return Groups(
-            tuple(
-                dataclasses.replace(c, weight=c.weight * multipliers[first[c.name]])
-                if c.name in first
-                else c
-                for c in self.classes
-            )
+        classes = tuple(
+            dataclasses.replace(c, weight=c.weight * multipliers[first[c.name]])
+            if c.name in first
+            else c
+            for c in self.classes
         )
+        return dataclasses.replace(self, classes=classes)
 
     def describe(self) -> str:
-        """A table: class, number of groups, entries per group, weight, leaves."""
+        """A table of the classes (groups, entries per group, weight, leaves), notes."""
         rows = [("class", "groups", "entries", "weight", "leaves")]
         for c in self.classes:
             low, high = (c.sizes.min(), c.sizes.max()) if c.count else (0, 0)
@@ -162,10 +163,11 @@ class Groups:
             leaves = ", ".join(dict.fromkeys(m.path for m in c.members))
             rows.append((c.name, f"{c.count}", entries, f"{c.weight:g}", leaves))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
+        lines = (
             "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
             for row in rows
         )
+        return "\n".join([*lines, *self.notes])
 
 
 def first_matches(

@@ -140,6 +140,7 @@ class Builder:
         names = ["conv", "norm", "activation", "grouped", "depthwise", "pool"]
         names += ["dilated", "transposed", "shared", "standardised", "rev", "pad"]
         names += ["slice", "dense", "attention", "remat", "heads", "scan", "shuffle"]
+        names += ["cond", "loop", "fused", "queries"]
         if depth < 2:
             names += ["residual", "concat", "residual", "concat", "gate"]
         name = names[self.rng.integers(len(names))]
@@ -229,6 +230,52 @@ class Builder:
 
         return step
 
+    def _cond(self, depth):
+        n = self.width
+        w = self.weight(n, n)
+
+        def step(p, x):
+            branches = (jnp.tanh, lambda x: x @ p[w])
+            return jax.lax.cond(x[0, 0, 0, 0] > 0, *branches, x)
+
+        return step
+
+    def _loop(self, depth):
+        n = self.width
+        w = self.weight(n, n)
+        return lambda p, x: jax.lax.fori_loop(0, 3, lambda _, h: h + h @ p[w], x)
+
+    def _fused(self, depth):
+        n, heads, d = self.width, 2, 3
+        w, o = self.weight(n, 3 * heads * d), self.weight(heads * d, n)
+
+        def step(p, x):
+            t = x.reshape(x.shape[0], -1, n) @ p[w]
+            parts = [y.reshape(*y.shape[:-1], heads, d) for y in jnp.split(t, 3, -1)]
+            q, k, v = parts
+            a = jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q, k), -1)
+            y = jnp.einsum("bhts,bshd->bthd", a, v).reshape(*t.shape[:-1], heads * d)
+            return x + (y @ p[o]).reshape(x.shape)
+
+        return step
+
+    def _queries(self, depth):
+        n, heads, several, d = self.width, 2, 2, 3
+        q = self.weight(n, heads * several * d)
+        k, v = self.weight(n, heads * d), self.weight(n, heads * d)
+        o = self.weight(heads * several * d, n)
+
+        def step(p, x):
+            t = x.reshape(x.shape[0], -1, n)
+            split = lambda y, h: y.reshape(*t.shape[:-1], h, d)
+            qs = split(t @ p[q], heads * several)
+            ks, vs = (jnp.repeat(split(t @ p[w], heads), several, 2) for w in (k, v))
+            a = jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", qs, ks), -1)
+            y = jnp.einsum("bhts,bshd->bthd", a, vs).reshape(*t.shape[:-1], -1)
+            return x + (y @ p[o]).reshape(x.shape)
+
+        return step
+
     def _shuffle(self, depth):
         if self.width % 2:
             return lambda p, x: x
@@ -275,8 +322,8 @@ class Builder:
         return step
 
 
-def network(seed: int) -> Network:
-    """A network and parameters with random groups at zero."""
+def network(seed: int, zeros: bool = True) -> Network:
+    """A network and its parameters, with random groups at zero or without."""
     builder = Builder(seed)
     steps = [builder.block() for _ in range(builder.rng.integers(2, 6))]
     classes = 3
@@ -285,7 +332,8 @@ def network(seed: int) -> Network:
         steps.append(lambda p, x: x.mean((1, 2)) @ p[head])
     else:
         steps.append(builder.conv(classes, kernel=1))
-    params = {k: zeroed(builder.rng, w) for k, w in builder.params.items()}
+    make = zeroed if zeros else lambda rng, w: jnp.asarray(w)
+    params = {k: make(builder.rng, w) for k, w in builder.params.items()}
     return Network(params, steps, builder.image, " ".join(builder.words))
 
 

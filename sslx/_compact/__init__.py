@@ -7,3 +7,4 @@ from sslx._compact._files import save as save
 from sslx._compact._plan import LeafPlan as LeafPlan
 from sslx._compact._plan import Plan as Plan
 from sslx._compact._plan import apply_plan as apply_plan
+from sslx._compact._units import units as units

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from sslx._calls import Call, as_jax, struct, take_apart
 from sslx._compact import _summary
-from sslx._compact._calls import Call, as_jax, struct, take_apart
-from sslx._compact._plan import LeafPlan, Plan, expand_plan, named
+from sslx._compact._plan import LeafPlan, Plan, expand_plan
+from sslx._compact._tracing import Traced, trace_call, whole_leaf
 from sslx._compact._zeros import given_zeros, leaf_zeros, zeros_of
 from sslx._groups import flatten, unflatten
 from sslx.graph import (
@@ -30,7 +31,6 @@ from sslx.graph import (
     kept_zeros,
     require_constants,
     settle,
-    trace,
 )
 
 Constants = Literal["fold", "keep"]
@@ -95,7 +95,7 @@ class Compact:
         leaves = _checked(self.plan, variables)
         call = take_apart(args, kwargs)
         dtypes = [x.dtype for x in leaves.values()]
-        traced = _trace(self.fn, variables, self.plan, dtypes, call)
+        traced = trace_call(self.fn, variables, self.plan, dtypes, call)
         return _run(self, traced, list(leaves.values()), call)
 
     def expand(self, variables: PyTree | None = None) -> PyTree:
@@ -121,13 +121,6 @@ class Compact:
 
     def _repr_html_(self) -> str:
         return _summary.html(self)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Traced:
-    program: Program
-    treedef: Any
-    state: tuple[str | None, ...]
 
 
 def compact(
@@ -178,12 +171,12 @@ def compact(
     leaves, treedef = flatten(variables)
     leaves = {path: as_jax(leaf) for path, leaf in leaves.items()}
     call = take_apart(args, kwargs)
-    identity = Plan({p: _whole_leaf(np.shape(x)) for p, x in leaves.items()})
+    identity = Plan({p: whole_leaf(np.shape(x)) for p, x in leaves.items()})
     dtypes = [x.dtype for x in leaves.values()]
-    traced = _trace(fn, variables, identity, dtypes, call)
+    traced = trace_call(fn, variables, identity, dtypes, call)
     zeros = given_zeros(leaves, masks) if masks is not None else zeros_of(leaves)
     live = Liveness(traced.program, fold=constants == "fold")
-    zeros = _fixed_point(live, traced, leaves, zeros, alignment, masks is None)
+    zeros = fixed_point(live, traced, leaves, zeros, alignment, masks is None)
     params = traced.program.inputs[: len(leaves)]
     held = held_back(live, dict(zip(params, leaves, strict=True)))
     if strict and held:
@@ -201,40 +194,12 @@ def compact(
     )
 
 
-def _trace(
-    fn: Callable[..., Any], variables: PyTree, plan: Plan, dtypes: list[Any], call: Call
-) -> _Traced:
-    _, treedef = flatten(variables)
-    wide = [
-        jax.ShapeDtypeStruct(leaf.shape, dtype)
-        for leaf, dtype in zip(plan.leaves.values(), dtypes, strict=True)
-    ]
-
-    def flat(leaves: list[Any], arrays: list[Any]) -> PyTree:
-        args, kwargs = call.rebuild(arrays)
-        return fn(jax.tree_util.tree_unflatten(treedef, leaves), *args, **kwargs)
-
-    program, out, paths = trace(flat, wide, [struct(x) for x in call.arrays])
-    names = [jax.tree_util.keystr(p, simple=True, separator="/") for p in paths]
-    state = tuple(
-        name if name and plan.leaves[name].shape == value.shape else None
-        for name, value in zip(
-            (named(plan, n) for n in names), program.outputs, strict=True
-        )
-    )
-    return _Traced(program, out, state)
-
-
-def _whole_leaf(shape: tuple[int, ...]) -> LeafPlan:
-    return LeafPlan(shape, (None,) * len(shape), (None,) * len(shape))
-
-
 # Analysis.
 
 
-def _fixed_point(
+def fixed_point(
     live: Liveness,
-    traced: _Traced,
+    traced: Traced,
     leaves: Mapping[str, Any],
     zeros: dict[str, Masks],
     alignment: Alignment,
@@ -313,7 +278,7 @@ def _planned(
         if not all(m.any() for m in alive):
             alive = full(value, False)
         if not shape:
-            plans[path] = _whole_leaf(shape)
+            plans[path] = whole_leaf(shape)
             continue
         dead = [z & ~a for z, a in zip(zeros[path], alive, strict=True)]
         plans[path] = LeafPlan(
@@ -362,7 +327,7 @@ def _checked(plan: Plan, variables: PyTree) -> dict[str, Any]:
     return {path: as_jax(leaves[path]) for path in plan.leaves}
 
 
-def _run(self: Compact, traced: _Traced, leaves: list[Any], call: Call) -> PyTree:
+def _run(self: Compact, traced: Traced, leaves: list[Any], call: Call) -> PyTree:
     program, plan = traced.program, self.plan
     live = Liveness(program, fold=self.fold)
     entries = list(plan.leaves.items())

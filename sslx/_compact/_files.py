@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from sslx._compact._calls import Call, take_apart
+from sslx._calls import Call, take_apart
 from sslx._compact._compact import Compact, Folded
 from sslx._compact._plan import Plan
 from sslx._groups import flatten, unflatten

@@ -18,5 +18,7 @@ from sslx.graph._rewrite import Rewriter as Rewriter
 from sslx.graph._settle import MACS_PER_MOVE as MACS_PER_MOVE
 from sslx.graph._settle import Alignment as Alignment
 from sslx.graph._settle import settle as settle
+from sslx.graph._units import Family as Family
+from sslx.graph._units import families as families
 
 __all__ = ["require_constants"]

@@ -77,7 +77,7 @@ def _integer_pow(equation: Any) -> Relation:
 )
 def _source(equation: Any) -> Relation:
     del equation
-    return Relation(constant=False)
+    return Relation(constant=False, free_outputs=True)
 
 
 @register("broadcast_in_dim")
@@ -95,7 +95,7 @@ def _broadcast_in_dim(equation: Any) -> Relation:
         del eqn
         return [jax.lax.broadcast_in_dim(operands[0], shapes.outputs[0], dims)]
 
-    return Relation(tuple(links), zero="first", emit=emit)
+    return Relation(tuple(links), zero="first", emit=emit, free_outputs=True)
 
 
 def reshape_groups(

@@ -197,7 +197,8 @@ class _Graph:
                 other = (eqn.inputs[member.operand], member.axis)
                 edges.add(mine, other, first.label, member.label)
         for output, axis, label in rel.factors:
-            edges.split((eqn.outputs[output], axis), label)
+            if label.any():
+                edges.split((eqn.outputs[output], axis), label)
         for node, port in edges.ports.items():
             self.ports.setdefault(node, []).append(port)
         where = f"{eqn.name} at {eqn.source}"
@@ -250,15 +251,17 @@ class _Edges:
         self, a: Node, b: Node, a_label: Labels | None, b_label: Labels | None
     ) -> None:
         sizes = [value.shape[axis] for value, axis in (a, b)]
-        self.touch(a), self.touch(b)
+        for node in (a, b):
+            self.touch(node)
         if 1 in sizes:
             return
         for node, mine, other, theirs in (
             (a, a_label, b, b_label),
             (b, b_label, a, a_label),
         ):
-            several = mine is not None and np.unique(mine).size < mine.size
-            coordinate = self.split(node, mine) if several else None
+            coordinate = None
+            if mine is not None and np.unique(mine).size < mine.size:
+                coordinate = self.split(node, mine)
             self.touch(node).edges.append((coordinate, mine, other, theirs))
 
     def along(self, outer: Value, inner: Value) -> None:
@@ -276,9 +279,8 @@ class _Vanishing:
         self.zero = dict.fromkeys(grown.labels, True)
         self.equal = dict.fromkeys(grown.labels, True)
         equations = grown.graph.equations
-        places = {
-            place[0]: place for node in grown.labels for place in equations.get(node, ())
-        }
+        rows = (row for node in grown.labels for row in equations.get(node, ()))
+        places = {row[0]: row for row in rows}
         self.places = [places[k] for k in sorted(places)]
         for node in grown.labels:
             if node[0].literal is not None:
@@ -381,7 +383,8 @@ def families(
     """All units of a program, and why other slices of parameters are in none.
 
     Args:
-      liveness: the program; no facts are needed.
+      liveness: the program, analysed with all parameters alive: slices that nothing
+        reads are in no unit.
       params: its inputs that may be reduced.
       frozen: values that have to stay whole, and why.
 
@@ -396,7 +399,7 @@ def families(
         ((v, axis), None)
         for v in sorted(params, key=lambda v: order[v])
         for axis, size in enumerate(v.shape)
-        if size > 1
+        if size > 1 and all(m.any() for m in liveness.alive(v))
     ]
     covered: dict[Node, np.ndarray] = {}
     asked: set[tuple[Node, bytes]] = set()
@@ -416,7 +419,7 @@ def families(
             for coordinate in reversed(conflict.port.coordinates):
                 seeds.append((conflict.node, coordinate))
             continue
-        family = _accepted(grown, set(params), reasons)
+        family = _accepted(grown, liveness, set(params), reasons)
         if family is not None:
             found.append(family)
         for at, numbers in grown.labels.items():
@@ -432,7 +435,7 @@ def _by_use(liveness: Liveness, params: Sequence[Value]) -> Iterable[Value]:
 
 
 def _accepted(
-    grown: _Spreading, params: set[Value], reasons: dict[Node, str]
+    grown: _Spreading, live: Liveness, params: set[Value], reasons: dict[Node, str]
 ) -> Family | None:
     """The family without its frozen units."""
     stops = [(n, r) for n, r in grown.graph.frozen.items() if n in grown.labels]
@@ -441,7 +444,11 @@ def _accepted(
     for node, reason in stops:
         for unit in np.unique(grown.of(node)):
             why.setdefault(int(unit), reason)
-    numbers = {n: grown.of(n) for n in grown.labels if n[0] in params}
+    numbers = {
+        (v, axis): np.where(live.alive(v)[axis], grown.of((v, axis)), -1)
+        for v, axis in grown.labels
+        if v in params and all(m.any() for m in live.alive(v))
+    }
     bad = np.array([u for u in why if u >= 0], int)
     for node, labels in numbers.items():
         hit = labels[np.isin(labels, bad)]

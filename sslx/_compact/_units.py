@@ -1,0 +1,113 @@
+"""`units`: what has to be removed together, found by the rules that compaction uses."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import PyTree
+
+from sslx._calls import as_jax, take_apart
+from sslx._classes import GroupClass, Groups, Member
+from sslx._compact._compact import fixed_point
+from sslx._compact._plan import Plan
+from sslx._compact._tracing import Traced, trace_call, whole_leaf
+from sslx._groups import flatten
+from sslx.graph import Family, Liveness, Value, families
+
+
+def units(
+    fn: Callable[..., Any],
+    variables: PyTree,
+    *args: Any,
+    pin: Sequence[str] = (),
+    **kwargs: Any,
+) -> Groups:
+    """The sets of slices of the variables that have to be removed together.
+
+    A unit is a channel with all it is made of: the filters that produce it, the scales
+    and biases of its norms, the input channels of all that read it, through residual
+    adds, concatenations, attention heads and shared weights. If all entries of any
+    units are zero, `compact` removes just these slices; with a part of a unit there
+    would be no consistent program.
+
+    Where an axis is a product (heads times their width, channels times positions of a
+    flattened image), there are units for every factor whose slices can go.
+
+    Args:
+      fn: any JAX function of `(variables, *args, **kwargs)`.
+      variables: tree of arrays or of `jax.ShapeDtypeStruct`.
+      *args: an example call; shapes are enough.
+      pin: regular expressions; leaves whose path one of them is found in stay whole.
+      **kwargs: more of the call; leaves that are not arrays are static.
+
+    Returns:
+      Groups with one class per kind of channel, named after the leaf and axis that come
+      first in the program, such as `"params/conv1/kernel[3]"`; `describe()` prints them
+      and what keeps the other axes whole. Slices that reach the inputs or outputs of
+      `fn` are in no unit. An entry that lies in two slices of one unit (the diagonal of
+      a recurrent kernel) counts twice in `norms`.
+
+    Raises:
+      ValueError: an expression of `pin` is found in no path.
+
+    Example:
+      >>> units = sslx.units(model.apply, variables, x, pin=["stem"])
+      >>> penalty = sslx.penalty_value(sslx.GroupLasso(1e-4), units, variables)
+    """
+    leaves, _ = flatten(variables)
+    leaves = {path: as_jax(leaf) for path, leaf in leaves.items()}
+    idle = [p for p in pin if not any(re.search(p, path) for path in leaves)]
+    if idle:
+        raise ValueError(f"pin {idle} is found in no leaf; there are {list(leaves)}")
+    plan = Plan({p: whole_leaf(np.shape(x)) for p, x in leaves.items()})
+    dtypes = [x.dtype for x in leaves.values()]
+    traced = trace_call(fn, variables, plan, dtypes, take_apart(args, kwargs))
+    paths = dict(zip(traced.program.inputs, leaves, strict=False))
+    live = Liveness(traced.program, fold=False)
+    none = {p: [np.zeros(n, bool) for n in x.shape or (1,)] for p, x in leaves.items()}
+    fixed_point(live, traced, leaves, none, alignment="align", look=False)
+    found, reasons = families(live, list(paths), _frozen(traced, paths, pin))
+    return Groups(_classes(found, paths), _notes(reasons, paths))
+
+
+def _frozen(
+    traced: Traced, paths: Mapping[Value, str], pin: Sequence[str]
+) -> list[tuple[Value, str]]:
+    rows = [
+        (v, "pinned")
+        for v, path in paths.items()
+        if any(re.search(p, path) for p in pin)
+    ]
+    rows += [(v, "the input") for v in traced.program.inputs if v not in paths]
+    outputs = zip(traced.program.outputs, traced.state, strict=True)
+    return rows + [(v, "the output") for v, name in outputs if name is None]
+
+
+def _classes(
+    found: Sequence[Family], paths: Mapping[Value, str]
+) -> tuple[GroupClass, ...]:
+    classes: dict[str, GroupClass] = {}
+    for family in found:
+        members = []
+        for (value, axis), labels in family.labels.items():
+            plain = np.array_equal(labels, np.arange(family.count))
+            ids = None if plain else tuple(labels.tolist())
+            members.append(Member(paths[value], value.shape, value.shape, (axis,), ids))
+        first = members[0]
+        name = f"{first.path}[{first.kept[0]}]"
+        if name in classes:
+            name = f"{name}/{family.count}"
+        while name in classes:
+            name += "'"
+        classes[name] = GroupClass(name, (family.count,), tuple(members))
+    return tuple(classes.values())
+
+
+def _notes(
+    reasons: Mapping[tuple[Value, int], str], paths: Mapping[Value, str]
+) -> tuple[str, ...]:
+    return tuple(
+        f"{paths[value]}[{axis}] stays whole: {reason}"
+        for (value, axis), reason in reasons.items()
+    )
