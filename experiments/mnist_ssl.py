@@ -90,7 +90,7 @@ PRESETS = {
     "mlp": Config(
         preset="mlp",
         baseline_epochs=15,
-        strengths=(0.0025, 0.005),
+        strengths=(0.005, 0.01),
         ssl_epochs=20,
         ssl_learning_rate=0.05,
         finetune_epochs=8,
