@@ -188,7 +188,7 @@ def materialize(
     parameters: Parameters,
     gate: Gate,
     *,
-    gradient: Gradient = "sum",
+    gradient: Gradient = "chain",
 ) -> PyTree:
     """The weights the network computes with, as a function to differentiate.
 
@@ -197,14 +197,13 @@ def materialize(
     - of the weights, exact: `dL/dw_i = G_i * prod_{g containing i} nu(alpha_g)`;
     - of the factors, as if `nu(a) = a` (straight through), for closed groups too:
 
-      - `"sum"`: `dL/dalpha_g = sum_{i in g} G_i`
       - `"chain"`: `dL/dalpha_g = sum_{i in g} G_i * w_i * prod_{h != g} nu(alpha_h)`
+      - `"sum"`: `dL/dalpha_g = sum_{i in g} G_i`
 
     `"chain"` is the derivative of `q = w * alpha` and so a direction in which the loss
     falls. `"sum"` is what readers of the paper report ("the sum of the gradients in
     the structure"); the paper's own text could not be consulted on whether it has the
-    factor `w_i`. `"sum"` ignores the signs of the weights, so it need not point
-    downhill.
+    factor `w_i`. `"sum"` ignores the signs of the weights and need not point downhill.
 
     Args:
         groups: The groups.
