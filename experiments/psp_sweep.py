@@ -30,9 +30,9 @@ class Sweep:
     """Of every point; method, level, seed and folder are the sweep's."""
     curves: tuple[Method, ...] = ("decay", "prune")
     """The methods."""
-    decay: tuple[float, ...] = (1.2e-3, 1.8e-3, 2.7e-3)
+    decay: tuple[float, ...] = (3.7e-3, 4.5e-3, 5.3e-3)
     """lambda of the weight decay on factors."""
-    l1: tuple[float, ...] = (1e-3, 1.5e-3, 2.2e-3)
+    l1: tuple[float, ...] = (3e-3, 3.7e-3, 4.5e-3)
     """lambda of the l1 penalty on factors."""
     sss: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
     """gamma of the proximal steps."""
@@ -58,14 +58,15 @@ _SMOKE = dataclasses.replace(cifar_psp.PRESETS["smoke"], data="digits", model="r
 _CPU = dataclasses.replace(
     cifar_psp.PRESETS["cpu"],
     sparse_epochs=1,
-    sparse_steps=80,
+    sparse_steps=60,
     sparse_learning_rate=0.05,
     alpha_learning_rate=1.0,
+    alpha_part=0.5,
 )
 _FOUR: tuple[Method, ...] = ("prune", "fixed", "l1", "decay")
 PRESETS = {
     "smoke": Sweep(preset="smoke", point=_SMOKE, curves=_FOUR),
-    "cpu": Sweep(preset="cpu", point=_CPU),
+    "cpu": Sweep(preset="cpu", point=_CPU, one_baseline=True),
     "paper": Sweep(
         preset="paper",
         point=dataclasses.replace(cifar_psp.PRESETS["paper"], model="resnet56"),
