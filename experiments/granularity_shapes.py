@@ -11,13 +11,16 @@ timed; the other grains leave a dense convolution as slow as it was.
 
 import dataclasses
 import functools
+import math
 import pathlib
 import sys
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import matplotlib
 import numpy as np
+from jaxtyping import Array
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -61,9 +64,7 @@ class Config:
 def study(name: str, config: Config) -> dict[str, Any]:
     """Counts per grain, and times with and without the filters that are zero."""
     model = imagenet_models.create(name)
-    keys = jax.random.split(jax.random.key(config.seed))
-    image = jax.random.normal(keys[0], (1, *imagenet_models.image_shape(name)))
-    variables = jax.jit(model.init)(keys[1], image)
+    image, variables = _draw(name, model, config.seed)
     counts = {"dense": _accounts(model, variables, image, sslx.WEIGHT)}
     speed = {}
     for grain, structure in granularity_stages.GRAINS.items():
@@ -77,6 +78,23 @@ def study(name: str, config: Config) -> dict[str, Any]:
         if grain == "filter":
             speed = _speed(model, variables, pruned, image, config.repeats)
     return {"counts": counts, "speed": speed}
+
+
+def _draw(name: str, model: Any, seed: int) -> tuple[Any, Any]:
+    """An image of noise; kernels N(0, 2 / fan-in), norms that change nothing."""
+    random = np.random.default_rng(seed)
+    shape = (1, *imagenet_models.image_shape(name))
+    image = jnp.asarray(random.standard_normal(shape, np.float32))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+
+    def leaf(keys: Any, struct: jax.ShapeDtypeStruct) -> Array:
+        if len(struct.shape) > 1:
+            fan_in = math.prod(struct.shape[:-1])
+            drawn = random.standard_normal(struct.shape, np.float32)
+            return jnp.asarray(drawn * np.float32(math.sqrt(2 / fan_in)))
+        return jnp.full(struct.shape, keys[-1].key in ("scale", "var"), struct.dtype)
+
+    return image, jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
 def _accounts(
