@@ -16,7 +16,10 @@ import sslx
 
 Layout = Literal["...IO", "OI..."]
 Variant = Literal["kernels", "channels"]
-FRACTION = 0.5
+_QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,19 +40,16 @@ class Outcome:
       small: the compact network.
       error: largest difference to the zeroed network, relative to its largest output.
       change: what zeroing changed of the output, measured the same way.
-      left: paths of kernels with zero filters that are still computed.
+      size: entries of all variables, before and after.
+      unexplained: per kernel, zero filters that are still computed, and that neither
+        `held_back` nor `kept_zeros` accounts for.
     """
 
     small: sslx.Compact
     error: float
     change: float
-    left: dict[str, int]
-
-    @property
-    def unexplained(self) -> set[str]:
-        """Kernels left larger than they need be that no report names."""
-        named = {p for held in self.small.held_back for p in held.paths}
-        return set(self.left) - named
+    size: tuple[int, int]
+    unexplained: dict[str, int]
 
 
 def examine(subject: Subject, variant: Variant, **options: Any) -> Outcome:
@@ -57,12 +57,16 @@ def examine(subject: Subject, variant: Variant, **options: Any) -> Outcome:
     dense = perturbed(subject.variables)
     zeroed = with_zeros(dense, subject.layout, variant)
     small = sslx.compact(subject.fn, zeroed, *subject.args, **options)
-    full = jax.jit(subject.fn)
+    full = jax.jit(subject.fn, compiler_options=_QUICK)
+    reduced = jax.jit(small.apply, compiler_options=_QUICK)
     want = full(zeroed, *subject.args)
-    got = jax.jit(small.apply)(small.variables, *subject.args)
-    change = distance(full(dense, *subject.args), want)
-    left = _left(small, zeroed, subject)
-    return Outcome(small, distance(got, want), change, left)
+    return Outcome(
+        small,
+        distance(reduced(small.variables, *subject.args), want),
+        distance(full(dense, *subject.args), want),
+        (_entries(zeroed), _entries(small.variables)),
+        _unexplained(small, zeroed, subject),
+    )
 
 
 def perturbed(variables: Any, seed: int = 0) -> Any:
@@ -97,27 +101,14 @@ def with_zeros(variables: Any, layout: Layout, variant: Variant) -> Any:
             return leaf
         if variant == "kernels" and not _is_kernel(leaf):
             return leaf
-        axis = filter_axis(leaf, layout)
+        axis = _filter_axis(leaf, layout)
         n = leaf.shape[axis]
         order = rng if variant == "kernels" else np.random.default_rng(n)
-        dead = order.permutation(n)[: int(n * FRACTION)]
-        where = (slice(None),) * axis + (dead,)
-        return leaf.at[where].set(0)
+        array = np.array(leaf)
+        np.moveaxis(array, axis, 0)[order.permutation(n)[: n // 2]] = 0
+        return jnp.asarray(array)
 
     return jax.tree.map(halves, variables)
-
-
-def filter_axis(leaf: Any, layout: Layout) -> int:
-    """The axis of a leaf that indexes its output slices."""
-    return 0 if layout == "OI..." else leaf.ndim - 1
-
-
-def _is_real(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
-
-
-def _is_kernel(leaf: Any) -> bool:
-    return _is_real(leaf) and sum(n > 1 for n in leaf.shape) > 1
 
 
 def distance(got: Any, want: Any) -> float:
@@ -132,20 +123,37 @@ def distance(got: Any, want: Any) -> float:
     return max(errors)
 
 
-def _left(small: sslx.Compact, zeroed: Any, subject: Subject) -> dict[str, int]:
+def _filter_axis(leaf: Any, layout: Layout) -> int:
+    return 0 if layout == "OI..." else leaf.ndim - 1
+
+
+def _is_real(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _is_kernel(leaf: Any) -> bool:
+    return _is_real(leaf) and sum(n > 1 for n in leaf.shape) > 1
+
+
+def _entries(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _unexplained(small: sslx.Compact, zeroed: Any, subject: Subject) -> dict[str, int]:
     cost = sslx.measure.cost(subject.fn, zeroed, *subject.args)
     kernels = {layer.name for layer in cost.layers}
+    held = {path for entry in small.held_back for path in entry.paths}
+    reported = {(k.path, k.axis): k.count for k in small.kept_zeros}
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(zeroed):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if name not in kernels or not _is_kernel(leaf):
+        if name not in kernels or not _is_kernel(leaf) or name in held:
             continue
-        axis = filter_axis(leaf, subject.layout)
-        array = np.asarray(leaf)
-        kept = small.plan.leaves[name].indices(axis)
-        dead = ~np.take(array, kept, axis).any(
-            tuple(a for a in range(array.ndim) if a != axis)
-        )
-        if dead.any() and 0 not in small.plan.leaves[name].small_shape:
-            found[name] = int(dead.sum())
+        axis = _filter_axis(leaf, subject.layout)
+        plan = small.plan.leaves[name]
+        alive = np.moveaxis(np.asarray(leaf), axis, 0)[plan.indices(axis)]
+        dead = int((~alive.any(tuple(range(1, alive.ndim)))).sum())
+        more = dead - reported.get((name, axis), 0)
+        if more > 0 and 0 not in plan.small_shape:
+            found[name] = more
     return found
