@@ -75,7 +75,7 @@ def _frozen(
     traced: Traced, paths: Mapping[Value, str], pin: Sequence[str]
 ) -> list[tuple[Value, str]]:
     rows = [
-        (v, "pinned")
+        (v, "a pin")
         for v, path in paths.items()
         if any(re.search(p, path) for p in pin)
     ]
@@ -107,7 +107,8 @@ def _classes(
 def _notes(
     reasons: Mapping[tuple[Value, int], str], paths: Mapping[Value, str]
 ) -> tuple[str, ...]:
-    return tuple(
-        f"{paths[value]}[{axis}] stays whole: {reason}"
-        for (value, axis), reason in reasons.items()
-    )
+    """One line per reason, with all the axes it keeps whole."""
+    axes: dict[str, list[str]] = {}
+    for (value, axis), reason in reasons.items():
+        axes.setdefault(reason, []).append(f"{paths[value]}[{axis}]")
+    return tuple(f"kept whole by {r}: {', '.join(names)}" for r, names in axes.items())

@@ -28,15 +28,14 @@ def settle(
 ) -> bool:
     """Force what is better kept computed; whether anything was.
 
-    `outputs` are slices that the results of the program have to line up with.
+    `outputs` are slices that the results line up with if all is aligned; else they are
+    moved into place once, at the very end.
     """
     work = _Work(liveness)
     changed = False
-    for value, target in outputs:
+    for value, target in outputs if alignment == "align" else ():
         missing = _missing(liveness, value, target)
-        if missing is not None and _better_kept(
-            liveness, value, target, missing, alignment, work
-        ):
+        if missing and all(m.any() for m in liveness.alive(value)):
             changed |= liveness.force(value, missing)
     for eqn in liveness.program.equations:
         if not liveness.runs(eqn):

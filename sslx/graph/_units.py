@@ -52,7 +52,7 @@ class _Spreading:
         self.graph = graph
         self.parent = np.arange(int(labels.max()) + 1)
         self.labels: dict[Node, Labels] = {node: labels}
-        self.chosen: dict[_Port, int] = {}
+        self.chosen: dict[_Port, tuple[Node, int]] = {}
         work = {node: None}
         while work:
             node = next(iter(work))
@@ -101,8 +101,15 @@ class _Spreading:
             fits = [k for k in choices if _constant(labels, port.coordinates[k])]
             if not fits and len(choices) > 1:
                 raise _Conflict(node, port)
-            self.chosen[port] = (fits or [0])[0]
-        return self.chosen[port]
+            self.chosen[port] = (node, (fits or [0])[0])
+        return self.chosen[port][1]
+
+    def other_factors(self) -> Iterable[tuple[Node, Labels]]:
+        """Factors of axes along which the family does not run."""
+        for port, (node, along) in self.chosen.items():
+            for k, coordinate in enumerate(port.coordinates):
+                if k != along:
+                    yield node, coordinate
 
     def _gather(self, node: Node, coordinate: Labels) -> bool:
         """Slices with one coordinate get one number; whether that was new."""
@@ -394,7 +401,8 @@ def families(
     graph = _Graph(liveness)
     for value, reason in frozen:
         graph.freeze(value, reason)
-    order = {v: k for k, v in reversed(list(enumerate(_by_use(liveness, params))))}
+    used = [*_by_use(liveness, {v: v for v in params}), *params]
+    order = {v: k for k, v in reversed(list(enumerate(used)))}
     seeds: list[tuple[Node, Labels | None]] = [
         ((v, axis), None)
         for v in sorted(params, key=lambda v: order[v])
@@ -402,7 +410,7 @@ def families(
         if size > 1 and all(m.any() for m in liveness.alive(v))
     ]
     covered: dict[Node, np.ndarray] = {}
-    asked: set[tuple[Node, bytes]] = set()
+    seen: set[tuple[Node, bytes]] = set()
     found, reasons = [], {}
     seeds.reverse()
     while seeds:
@@ -410,28 +418,45 @@ def families(
         if labels is None:
             left = ~covered.get(node, np.zeros(node[0].shape[node[1]], bool))
             labels = np.where(left, np.cumsum(left) - 1, -1)
-        if (labels < 0).all() or (node, labels.tobytes()) in asked:
+        if (labels < 0).all() or (node, _partition(labels)) in seen:
             continue
-        asked.add((node, labels.tobytes()))
+        seen.add((node, _partition(labels)))
         try:
             grown = _Spreading(graph, node, labels)
         except _Conflict as conflict:
-            for coordinate in reversed(conflict.port.coordinates):
-                seeds.append((conflict.node, coordinate))
+            factors = reversed(conflict.port.coordinates)
+            seeds += [(conflict.node, coordinate) for coordinate in factors]
             continue
         family = _accepted(grown, liveness, set(params), reasons)
         if family is not None:
             found.append(family)
         for at, numbers in grown.labels.items():
             covered[at] = covered.get(at, False) | (numbers >= 0)
+            if any(port.coordinates for port in graph.ports.get(at, ())):
+                seen.add((at, _partition(grown.of(at))))
+        seeds += grown.other_factors()
     return found, reasons
 
 
-def _by_use(liveness: Liveness, params: Sequence[Value]) -> Iterable[Value]:
-    wanted = set(params)
+def _partition(labels: Labels) -> bytes:
+    """The same for numbers that tell the same slices apart."""
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    return np.where(labels < 0, -1, first[inverse]).tobytes()
+
+
+def _by_use(liveness: Liveness, names: Mapping[Value, Value]) -> Iterable[Value]:
+    """The parameters in the order in which equations use them, those in bodies too."""
     for eqn in liveness.program.equations:
-        yield from (v for v in eqn.inputs if v in wanted)
-    yield from params
+        body = liveness.inner.get(eqn)
+        if body is None:
+            yield from (names[v] for v in eqn.inputs if v in names)
+            continue
+        for number, inside in enumerate(body.insides):
+            inputs = inside.program.inputs
+            rows = [
+                (inputs[k], eqn.inputs[o]) for n, k, o in body.entries if n == number
+            ]
+            yield from _by_use(inside, {v: names[o] for v, o in rows if o in names})
 
 
 def _accepted(
