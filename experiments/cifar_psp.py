@@ -5,6 +5,11 @@
     python -m experiments.cifar_psp --data digits --preset smoke     2 minutes, no data
     python -m experiments.cifar_psp --preset paper --model resnet56  a GPU, full length
 
+Seen on 2 cores of a busy machine: `--data digits --preset smoke --model resnet8` takes 4
+minutes and ends with 698 of 1,584 columns at zero at 97.66% (dense 97.32%, 299 test
+images). Columns that are zero make a layer smaller only where a whole input channel
+goes; `--structure coupled --block 8` gives widths that do.
+
 The stages, the run folder and the report are those of `experiments.cifar_ssl`; only the
 second stage differs. The same command again continues where a killed run stopped.
 `python -m experiments.psp_sweep` draws error against sparsity for every method.
@@ -24,7 +29,7 @@ PRESETS = {
         learning_rate=0.1,
         sparse_epochs=4,
         sparse_learning_rate=0.05,
-        strength=4e-3,
+        strength=3e-3,
         finetune_epochs=2,
         finetune_learning_rate=0.03,
         benchmark_repeats=10,

@@ -65,7 +65,9 @@ _CPU = dataclasses.replace(
 )
 _FOUR: tuple[Method, ...] = ("prune", "fixed", "l1", "decay")
 PRESETS = {
-    "smoke": Sweep(preset="smoke", point=_SMOKE, curves=_FOUR),
+    "smoke": Sweep(
+        preset="smoke", point=_SMOKE, curves=_FOUR, decay=(3e-3, 3.8e-3, 4.6e-3)
+    ),
     "cpu": Sweep(preset="cpu", point=_CPU, one_baseline=True),
     "paper": Sweep(
         preset="paper",

@@ -157,44 +157,57 @@ def test_options_of_other_methods_do_not_count(tmp_path):
         assert set(psp_stages.fields(method)) <= names
 
 
-def points(sweep, folder, arrays, monkeypatch):
-    monkeypatch.setattr(data, "load", lambda *_: arrays)
-    return psp_sweep.main(dataclasses.replace(sweep, run=folder))
+@pytest.fixture
+def untrained(few, monkeypatch):
+    """Points that are made up: sparsity by lambda and seed, or as asked for."""
+    done = []
+
+    def sparse(context):
+        config = context.config
+        reached = 10 * config.strength + 0.01 * config.seed
+        share = config.sparsity if config.method == "prune" else reached
+        done.append(context.stage)
+        return {"group_sparsity": share, "test_accuracy": 1 - share / 2}
+
+    monkeypatch.setattr(data, "load", lambda *_: few)
+    monkeypatch.setattr(psp_stages, "sparse", sparse)
+    monkeypatch.setattr(ssl_stages, "baseline", lambda _: {"test_accuracy": 0.9})
+    return done
 
 
-def test_a_sweep_matches_sparsities_resumes_and_draws(few, tmp_path, monkeypatch):
-    point = dataclasses.replace(
-        psp_sweep.PRESETS["smoke"].point,
-        model="convnet",
-        batch=32,
-        baseline_epochs=1,
-        sparse_epochs=1,
-        threshold=0.95,
+@pytest.mark.parametrize("one_baseline", [True, False])
+def test_a_sweep_matches_sparsities_resumes_and_draws(
+    untrained, tmp_path, one_baseline
+):
+    sweep = dataclasses.replace(
+        psp_sweep.PRESETS["smoke"],
+        curves=("prune", "decay", "fixed"),
+        decay=(0.02, 0.05),
+        seeds=(0, 1),
+        one_baseline=one_baseline,
+        run=tmp_path,
     )
-    sweep = psp_sweep.Sweep(
-        point=point, curves=("prune", "decay"), decay=(0.01,), seeds=(0, 1)
-    )
-    sweep = dataclasses.replace(sweep, one_baseline=True)
-    record = points(sweep, tmp_path, few, monkeypatch)
-    assert len(record["baselines"]) == 1 and len(record["points"]) == 4
-    reached = {
-        (row["options"]["method"], row["options"]["seed"]): row["group_sparsity"]
-        for row in record["points"]
+    record = psp_sweep.main(sweep)
+    assert len(record["baselines"]) == (1 if one_baseline else 2)
+    found = {
+        method: sorted(
+            (row["options"]["seed"], row["group_sparsity"])
+            for row in record["points"]
+            if row["options"]["method"] == method
+        )
+        for method in sweep.curves
     }
-    for seed in (0, 1):
-        assert reached["prune", seed] == pytest.approx(reached["decay", seed], abs=0.01)
+    assert found["prune"] == found["decay"]
+    assert len(found["decay"]) == 4 and len(found["fixed"]) == 6
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     saved = json.loads((tmp_path / "record.json").read_text())
-    assert [row["name"] for row in saved["points"]] == [
-        row["name"] for row in record["points"]
-    ]
-    monkeypatch.setattr(psp_stages, "sparse", lambda context: pytest.fail("again"))
-    points(sweep, tmp_path, few, monkeypatch)
-    other = dataclasses.replace(
-        sweep, point=dataclasses.replace(point, alpha_learning_rate=0.1)
-    )
+    assert saved["points"] == record["points"]
+    assert len(untrained) == 14
+    psp_sweep.main(sweep)
+    assert len(untrained) == 14
+    point = dataclasses.replace(sweep.point, alpha_learning_rate=0.1)
     with pytest.raises(runs.RunError, match=r"alpha_learning_rate was 0\.3, now 0\.1"):
-        points(other, tmp_path, few, monkeypatch)
+        psp_sweep.main(dataclasses.replace(sweep, point=point))
 
 
 def test_the_paper_s_points_say_what_its_text_is_remembered_for():
