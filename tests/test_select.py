@@ -144,46 +144,44 @@ def test_first_order_is_the_squared_slope_of_removal(make, x64):
     x, every = images().astype(float), make()
     (name,) = every.names
     score = select.taylor(every, params, lambda p: loss(p, x))[name]
+    value = jax.jit(lambda factors: loss(scale(every, params, {name: factors}), x))
     ones = np.ones(every[name].shape)
     for index in range(ones.size):
         step = np.zeros(ones.shape)
         step.flat[index] = 1e-5
-        up = loss(scale(every, params, {name: ones + step}), x)
-        down = loss(scale(every, params, {name: ones - step}), x)
+        up, down = value(ones + step), value(ones - step)
         np.testing.assert_allclose(score[index], ((up - down) / 2e-5) ** 2, rtol=1e-4)
 
 
-def test_second_order_is_exact_for_a_parabola(x64):
-    """loss = |A w - b|^2: a second-order expansion foresees removal exactly."""
+def parabola(params):
+    """|A w - b|^2: a second-order expansion foresees removal exactly."""
     random = np.random.default_rng(0)
-    params = {"w": jnp.asarray(random.normal(size=(4, 3)))}
     matrix, goal = random.normal(size=(7, 12)), random.normal(size=7)
-    parabola = lambda p: jnp.sum(jnp.square(matrix @ p["w"].reshape(-1) - goal))
-    for structure in (FILTER, CHANNEL, WEIGHT, LAYER):
-        every = groups(params, {"w": structure})
-        (name,) = every.names
-        score = select.taylor(every, params, parabola, order=2)[name]
-        for index in range(every[name].count):
-            change = parabola(without(every, params, name, index)) - parabola(params)
-            np.testing.assert_allclose(np.ravel(score)[index], change**2, rtol=1e-9)
+    return jnp.sum(jnp.square(matrix @ params["w"].reshape(-1) - goal))
 
 
-def test_probes_estimate_the_second_order():
-    x, every = images()[:1], hidden()
-    exact = select.taylor(every, PARAMS, lambda p: loss(p, x), order=2)["hidden"]
-    guess = select.taylor(
-        every,
-        PARAMS,
-        lambda p: loss(p, x),
-        order=2,
-        probes=128,
-        key=jax.random.key(0),
-        batch_size=64,
-    )["hidden"]
+@pytest.mark.parametrize("structure", [FILTER, WEIGHT], ids=str)
+def test_second_order_is_exact_for_a_parabola(structure, x64):
+    params = {"w": jnp.asarray(np.random.default_rng(1).normal(size=(4, 3)))}
+    every = groups(params, {"w": structure})
+    (name,) = every.names
+    score = select.taylor(every, params, parabola, order=2)[name]
+    for index in range(every[name].count):
+        change = parabola(without(every, params, name, index)) - parabola(params)
+        np.testing.assert_allclose(np.ravel(score)[index], change**2, rtol=1e-9)
+
+
+def test_probes_estimate_the_second_order(x64):
+    params = {"w": jnp.asarray(np.random.default_rng(1).normal(size=(4, 3)))}
+    every = groups(params, {"w": WEIGHT})
+    estimate = functools.partial(select.taylor, every, params, parabola, order=2)
+    (exact,) = estimate().values()
+    probes = {"key": jax.random.key(0), "batch_size": 1000}
+    (guess,) = estimate(probes=4000, **probes).values()
     error = np.abs(np.sqrt(guess) - np.sqrt(exact)).max() / np.sqrt(exact).max()
-    assert error < 0.2
+    assert error < 0.1
     with pytest.raises(ValueError, match="probes need a key"):
-        select.taylor(every, PARAMS, lambda p: loss(p, x), order=2, probes=2)
+        estimate(probes=2)
 
 
 def test_fisher_is_the_mean_of_squared_slopes_of_examples():
@@ -262,7 +260,7 @@ def test_random_scores_differ_between_classes_and_keys():
 @st.composite
 def choices(draw):
     """Random scores and costs of classes of a few sizes."""
-    counts = draw(st.sampled_from([(1,), (12,), (7, 4), (3, 9, 5)]))
+    counts = draw(st.sampled_from([(7, 4), (1, 12)]))
     numbers = lambda n: draw(hnp.arrays(np.int64, n, elements=st.integers(0, 9)))
     return [(numbers(n).astype(np.float32), numbers(n) + 1) for n in counts]
 
@@ -284,7 +282,7 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
-@hypothesis.settings(max_examples=60)
+@hypothesis.settings(max_examples=40)
 @hypothesis.given(choices(), st.integers(0, 20), OPTIONS)
 def test_keep_keeps_its_promises(case, twentieths, options):
     every, scores, costs = build(case)
@@ -387,7 +385,12 @@ def test_ignored_classes_stay_whole_and_count_in_a_budget_only():
     every = groups(PARAMS, {"kernel": WEIGHT})
     scores = select.sum_abs(every, PARAMS)
     choose = functools.partial(select.keep, every, scores, ignore=["conv2"])
-    for masks in (choose(0.5), choose(budget=162 + 108), choose(0.5, scope="global")):
+    for masks in (
+        choose(0.5),
+        choose(0.5, ignore="conv2"),
+        choose(budget=162 + 108),
+        choose(0.5, scope="global"),
+    ):
         assert masks["conv2/kernel:WEIGHT"].all()
         assert masks["conv1/kernel:WEIGHT"].sum() == 108
     with pytest.raises(ValueError, match="ignored classes cost 162, the budget is 9"):

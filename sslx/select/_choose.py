@@ -34,7 +34,7 @@ def keep(
     scope: Literal["class", "global"] = "class",
     minimum: int = 1,
     round_to: int = 1,
-    ignore: Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
     within: Masks | None = None,
 ) -> dict[str, Array]:
     """Keep the best groups: as many, from the highest score down, as fit.
@@ -60,8 +60,8 @@ def keep(
         minimum: Groups of each class that stay, whatever the density or budget.
         round_to: Kept groups per class are a multiple of this, rounded down (`minimum`
             up), unless all are kept.
-        ignore: Regular expressions; a class whose name or a leaf of which matches is
-            kept whole. A density does not count it.
+        ignore: Regular expressions, or one; a class whose name or a leaf of which
+            matches is kept whole. A density does not count it.
         within: Masks of the groups that may be kept, such as those of an earlier call.
 
     Returns:
@@ -220,7 +220,8 @@ def _check(groups: Groups, values: Mapping[str, Any], what: str) -> None:
         raise ValueError(f"{what}: " + "; ".join(errors))
 
 
-def _matches(c: GroupClass, patterns: Sequence[str]) -> bool:
+def _matches(c: GroupClass, patterns: str | Sequence[str]) -> bool:
+    patterns = (patterns,) if isinstance(patterns, str) else patterns
     names = [c.name, *(m.path for m in c.members)]
     return any(re.search(pattern, name) for pattern in patterns for name in names)
 

@@ -54,7 +54,9 @@ def prune(
         score: (groups, parameters) -> scores; may close over data and a loss.
         choose: `(groups, scores, density, within=masks) -> masks`: `keep` or `n_of_m`,
             their options bound with `functools.partial`.
-        every: Steps between two choices.
+        every: Steps between two choices. A choice sorts all groups, which for single
+            weights is not free (on a CPU core 0.2 microseconds each, 0.7 with scope
+            `global`); holding the masks in between costs next to nothing.
         until: Last step of a choice; None for no end.
 
     Returns:
