@@ -90,6 +90,17 @@ def test_every_method_ends_with_exact_zeros(few, trained, method):
         assert compared["relative_error"] < 1e-5
 
 
+def test_blocks_of_filters_shrink_the_network(few, trained):
+    config = Config(
+        method="fixed", structure="coupled", block=8, sparse_epochs=1, sparsity=0.5
+    )
+    context = make(few, trained, config, "stage-blocks")
+    assert psp_stages.sparse(context)["group_sparsity"] == 0.5
+    small = sslx.compact(context.model.apply, context.sparse, context.images(1))
+    shapes = {k: v["kernel"].shape for k, v in small.variables["params"].items()}
+    assert shapes["conv1"] == (5, 5, 3, 16) and shapes["conv2"] == (5, 5, 16, 16)
+
+
 @pytest.mark.parametrize("start", ["ones", "norms"])
 def test_the_first_factors_leave_the_network_as_it_is(start):
     params = models.init(models.create("resnet8"))["params"]
