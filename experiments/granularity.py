@@ -1,7 +1,7 @@
 """How the grain of sparsity trades accuracy for storage and memory references.
 
     python -m experiments.granularity                                CIFAR-10, ResNet-20
-    python -m experiments.granularity --data digits --preset smoke   3 minutes, no data
+    python -m experiments.granularity --data digits --preset smoke   minutes, no data
     python -m experiments.granularity --preset paper                 a GPU, full length
 
 Mao et al. 2017: for each grain (single weights, vectors, kernels, filters) the
@@ -9,6 +9,10 @@ convolutions of one trained network are pruned by the sum of magnitudes to falli
 densities, those of the layers chosen by sensitivity, and retrained after each. The
 same command again continues where a killed run stopped. Every seed has a folder
 RUN/seed-N; the report is in RUN/report.
+
+Seen so far: the smoke preset with `--seeds 0 1` took 4.7 minutes of processor time, and
+accuracy fell with the grain, at density 0.15 from 96.7% (dense) to 95.8% (fine), 93.3%
+(vector), 90.6% (kernel) and 35.0% (filter). CIFAR-10 has not been run yet.
 """
 
 import dataclasses
