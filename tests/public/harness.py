@@ -115,9 +115,10 @@ def distance(got: Any, want: Any) -> float:
     """Largest difference of two trees, relative to the largest entry."""
     errors = [0.0]
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        a, b = np.asarray(a), np.asarray(b)
         assert a.shape == b.shape, (a.shape, b.shape)
-        if np.issubdtype(b.dtype, np.floating) and b.size:
+        if jnp.issubdtype(b.dtype, jnp.floating) and b.size:
+            wide = np.promote_types(b.dtype, np.float32)
+            a, b = np.asarray(a, wide), np.asarray(b, wide)
             assert np.isfinite(b).all(), "the original is not finite"
             errors.append(float(np.abs(a - b).max() / (np.abs(b).max() or 1.0)))
     return max(errors)
