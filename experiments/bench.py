@@ -1,8 +1,9 @@
 """What sslx and the training loop cost, in ratios, measured side by side.
 
     python -m experiments.bench overhead      ResNet-20, batch 128; 3 minutes on 2 cores
+    python -m experiments.bench analysis      see experiments/bench_analysis.py
 
-prints ratios, with an A/A control that tells how small a difference can be seen:
+The first prints ratios, and an A/A control that tells how small a difference shows:
 
     proximal step   median of (step with proximal / plain step), expected <= 1.05
     PSP             median of (step with factors / plain step), expected <= 1.05
@@ -18,7 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,7 +27,16 @@ import optax
 import tyro
 
 import sslx
-from experiments import checkpoints, data, models, psp_stages, runs, sparsity, train
+from experiments import (
+    bench_analysis,
+    checkpoints,
+    data,
+    models,
+    psp_stages,
+    runs,
+    sparsity,
+    train,
+)
 from sslx import measure, psp
 
 
@@ -34,8 +44,6 @@ from sslx import measure, psp
 class Config:
     """Time the training step with and without its parts."""
 
-    what: tyro.conf.Positional[Literal["overhead"]]
-    """overhead: of the proximal step, of PSP and of the training loop."""
     model: str = "resnet20"
     """Network."""
     batch: int = 128
@@ -239,4 +247,5 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    COMMANDS = {"overhead": main, "analysis": bench_analysis.main}
+    tyro.extras.subcommand_cli_from_dict(COMMANDS, description=__doc__)

@@ -23,13 +23,13 @@ class Network:
 
 
 class Builder:
-    def __init__(self, seed: int):
+    def __init__(self, seed: int, tiny: bool = False):
         self.rng = np.random.default_rng(seed)
         self.params: dict = {}
         self.steps: list = []
         self.words: list = []
-        self.size = int(self.rng.choice([4, 5, 6]))
-        self.width = int(self.rng.choice([2, 3, 4]))
+        self.size = 4 if tiny else int(self.rng.choice([4, 5, 6]))
+        self.width = 4 if tiny else int(self.rng.choice([2, 3, 4]))
         self.image = (2, self.size, self.size, self.width)
 
     def weight(self, *shape, scale=None):
@@ -322,10 +322,10 @@ class Builder:
         return step
 
 
-def network(seed: int, zeros: bool = True) -> Network:
+def network(seed: int, zeros: bool = True, tiny: bool = False) -> Network:
     """A network and its parameters, with random groups at zero or without."""
-    builder = Builder(seed)
-    steps = [builder.block() for _ in range(builder.rng.integers(2, 6))]
+    builder = Builder(seed, tiny)
+    steps = [builder.block() for _ in range(1 if tiny else builder.rng.integers(2, 6))]
     classes = 3
     if builder.rng.random() < 0.5:
         head = builder.weight(builder.width, classes)

@@ -289,15 +289,16 @@ def _planned(
         constant = live.constant_need.get(value)
         if constant is not None and not _inside(constant, alive):
             axes = tuple(_ints(m) for m in constant)
-            values = leaf
-            if not isinstance(leaf, jax.ShapeDtypeStruct):
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                values = jax.ShapeDtypeStruct(tuple(map(len, axes)), leaf.dtype)
+            else:
                 values = np.asarray(leaf[np.ix_(*axes)])
             folded[path] = Folded(axes, values)
     return Plan(plans), folded
 
 
 def _ints(mask: np.ndarray) -> tuple[int, ...]:
-    return tuple(int(i) for i in np.flatnonzero(mask))
+    return tuple(np.flatnonzero(mask).tolist())
 
 
 def _inside(region: Masks, other: Masks) -> bool:
@@ -414,6 +415,11 @@ def _dense(self: Compact, path: str, small: Any, region: Masks | None) -> Any:
         return None
     leaf = self.plan.leaves[path]
     if path in self.folded:
+        if isinstance(self.folded[path].values, jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"{path}: constant channels are made of its removed slices, but compact "
+                'got shapes. Fix: give it arrays, or constants="keep"'
+            )
         return _overlay(leaf, self.folded[path], small, region)
     return leaf.expand(small)
 

@@ -1,5 +1,6 @@
 """What a compaction did, layer by layer."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -53,6 +54,11 @@ def costs(small: Any) -> tuple[measure.Cost, measure.Cost]:
     narrow = jax.tree_util.tree_unflatten(
         treedef, [jax.ShapeDtypeStruct(np.shape(x), x.dtype) for x in leaves.values()]
     )
+    folded = {
+        p: dataclasses.replace(f, values=np.zeros(f.values.shape, f.values.dtype))
+        for p, f in small.folded.items()
+    }
+    small = dataclasses.replace(small, folded=folded)
     before = measure.cost(small.fn, full, *args, **kwargs)
     return before, measure.cost(small.apply, narrow, *args, **kwargs)
 
