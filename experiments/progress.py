@@ -66,4 +66,6 @@ def print_rows(title: str, rows: list[dict[str, str]]) -> None:
         shown.add_column(name, justify="left" if place == 0 else "right")
     for row in rows:
         shown.add_row(*row.values())
-    rich.console.Console().print(shown)
+    console = rich.console.Console()
+    console.width = max(console.width, 100)  # Log files say 80, and would cut.
+    console.print(shown)

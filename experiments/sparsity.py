@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
@@ -29,7 +30,6 @@ Structure = Literal[
 _WHOLE = {
     "shape": sslx.SHAPE,
     "filter+shape": sslx.FILTER | sslx.SHAPE,
-    "layer": sslx.LAYER,
 }
 AUTHORS_MULTIPLIERS = {"conv1/kernel:SHAPE": 0.2, "conv3/kernel:FILTER": 0.1}
 """Class of groups -> factor of lambda in the training log of Wen et al. that ends near
@@ -69,7 +69,8 @@ def make_groups(
     shape: every (h, w, input) column of every kernel;
     filter+shape: every filter (row) and every column of every kernel;
     depth: both kernels of a residual block as one group, or a kernel of a plain net;
-    layer: every kernel.
+    layer: every kernel, with the scale of the BatchNorm that follows it: what BatchNorm
+    follows works the same however small it is, so that a kernel alone never dies.
 
     Args:
         structure: one of the above.
@@ -106,6 +107,11 @@ def _single(structure: Structure, params: PyTree[Array]) -> sslx.Groups:
     if structure in _WHOLE:
         rule = _WHOLE[structure]
         return sslx.groups(params, {f"^{path}$": rule for path in kernels(params)})
+    if structure == "layer":
+        return _sum(
+            sslx.coupled(params, dict.fromkeys(layer, sslx.LAYER), name=layer[0])
+            for layer in _layers(params)
+        )
     if structure == "depth":
         residual = any("stage" in path for path in kernels(params))
         blocks = joined if residual else [(path,) for path in kernels(params)]
@@ -118,6 +124,17 @@ def _single(structure: Structure, params: PyTree[Array]) -> sslx.Groups:
     if "channel" in structure:
         parts += [sslx.groups(params, {f"^{b}$": sslx.CHANNEL}) for _, b in joined]
     return _sum(parts)
+
+
+def _layers(params: PyTree[Array]) -> list[tuple[str, ...]]:
+    """Every kernel's path, with that of its BatchNorm's scale if it has one."""
+    found = jax.tree_util.tree_leaves_with_path(params)
+    paths = {jax.tree_util.keystr(k, simple=True, separator="/") for k, _ in found}
+    pairs = [
+        (path, re.sub(r"conv([^/]*)/kernel$", r"bn\1/scale", path))
+        for path in kernels(params)
+    ]
+    return [(path, scale) if scale in paths else (path,) for path, scale in pairs]
 
 
 def _sum(parts: Iterable[sslx.Groups]) -> sslx.Groups:
@@ -134,7 +151,7 @@ def group_macs(groups: sslx.Groups, cost: measure.Cost) -> dict[str, float]:
     """
     macs = {layer.name.removeprefix("params/"): layer.macs for layer in cost.layers}
     return {
-        c.name: sum(macs[path] for path in {m.path for m in c.members})
+        c.name: sum(macs.get(path, 0.0) for path in {m.path for m in c.members})
         / cost.macs
         / c.count
         for c in groups.classes

@@ -235,18 +235,16 @@ def ssl_stage(context: Context) -> train.Stage:
     cost = measure.cost(context.model.apply, context.trained, context.images(1))
     macs = sparsity.group_macs(groups, cost)
     regularised = tuple(m.path for c in groups.classes for m in c.members)
+    proximal = sparsity.proximal_to_target(
+        groups, schedule, strength, macs, config.target
+    )
     if config.structure == "layer":
         regularised = ()
     return train.Stage(
         "ssl",
         context.model.apply,
         context.trained,
-        optax.chain(
-            sgd(schedule, config.weight_decay, regularised),
-            sparsity.proximal_to_target(
-                groups, schedule, strength, macs, config.target
-            ),
-        ),
+        optax.chain(sgd(schedule, config.weight_decay, regularised), proximal),
         schedule,
         sparsity.observe(sslx.GroupLasso(config.strength), groups, macs),
     )
