@@ -1,5 +1,8 @@
 """Forms between and around products: calls, branches, loops, normalisations."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -267,6 +270,67 @@ def test_zeros_that_stay_say_why() -> None:
     assert "with what the function returns" in small.summary()
     small = sslx.compact(lambda v, x: x @ v["w"], v, x, alignment="scatter")
     assert (small.variables["w"].shape, small.kept_zeros) == ((4, 3), ())
+
+
+def test_experts_of_a_ragged_product(x64) -> None:
+    def net(p, x, sizes):
+        h = jax.nn.gelu(jax.lax.ragged_dot(x @ p["a"], p["up"], sizes))
+        best, _ = jax.lax.top_k(h, 2)
+        return jax.lax.ragged_dot(h, p["down"], sizes), best
+
+    p = {"a": A * DEAD, "up": random(3, 8, 6), "down": random(3, 6, 4)}
+    p = {k: jnp.asarray(v) for k, v in p.items()}
+    p["up"] = p["up"].at[..., 2].set(0)
+    x, sizes = jnp.asarray(random(7, 4)), jnp.array([2, 4, 1])
+    small = sslx.compact(net, p, x, sizes)
+    close(small.apply(small.variables, x, sizes), net(p, x, sizes))
+    assert small.variables["up"].shape == (3, 5, 6)
+    small = sslx.compact(lambda *a: net(*a)[0], p, x, sizes)
+    assert small.variables["up"].shape == (3, 5, 5)
+
+
+def test_prints_and_checks_stay(capfd) -> None:
+    def net(p, x):
+        h = x @ p["a"]
+        jax.debug.print("mean {}", h.mean())
+        return h @ p["c"]
+
+    p = {"a": jnp.asarray(A * DEAD), "c": jnp.asarray(C)}
+    x = jnp.ones((5, 4))
+    small = sslx.compact(net, p, x)
+    small.apply(small.variables, x)
+    jax.effects_barrier()
+    assert "mean" in capfd.readouterr().out
+    assert small.variables["a"].shape == (4, 5)
+
+
+SHARDED = """
+import jax, numpy as np, sslx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+put = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, P(*spec)))
+rng = np.random.default_rng(0)
+w = {"a": rng.normal(size=(4, 16)), "c": rng.normal(size=(16, 4))}
+w["a"][:, 1::4] = 0
+net = lambda p, x: jax.nn.relu(x @ p["a"]) @ p["c"]
+x = rng.normal(size=(8, 4)).astype(np.float32)
+wide = {"a": put(w["a"], None, "b"), "c": put(w["c"], "b", None)}
+small = sslx.compact(net, wide, put(x, "a", None))
+assert small.variables["a"].shape == (4, 12)
+specs = {"a": (None, "b"), "c": ("b", None)}
+narrow = {k: put(v, *specs[k]) for k, v in small.variables.items()}
+got = jax.jit(small.apply)(narrow, put(x, "a", None))
+np.testing.assert_allclose(got, net(w, x), rtol=1e-4, atol=1e-5)
+"""
+
+
+def test_sharded_variables_and_inputs() -> None:
+    env = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    ran = subprocess.run(
+        [sys.executable, "-c", SHARDED], env=env, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
 
 
 def test_keys_of_random_numbers_may_be_constants_parameters_and_arguments() -> None:

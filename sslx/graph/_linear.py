@@ -25,6 +25,31 @@ def _dot_general(equation: Any) -> Relation:
     return Relation(tuple(links), sums, zero="any")
 
 
+@register("ragged_dot_general")
+def _ragged_dot_general(equation: Any) -> Relation:
+    """Rows of the left operand by groups, each with a matrix of its own (experts)."""
+    numbers = equation.params["ragged_dot_dimension_numbers"]
+    (lhs_sum, rhs_sum), (lhs_batch, rhs_batch) = numbers.dot_dimension_numbers
+    ragged, experts = numbers.lhs_ragged_dimensions, numbers.rhs_group_dimensions
+    if {*ragged} & {*lhs_sum, *lhs_batch}:
+        return Relation(known=False, constant=False)
+    links = [Link(0, a, 0, b) for b, a in enumerate(lhs_batch)]
+    links += [Link(1, a, 0, b) for b, a in enumerate(rhs_batch)]
+    position = len(lhs_batch)
+    for k, used in ((0, (*lhs_sum, *lhs_batch)), (1, (*rhs_sum, *rhs_batch, *experts))):
+        for a in range(len(equation.inputs[k].shape)):
+            if a not in used:
+                if k == 1 or a not in ragged:
+                    links.append(Link(k, a, 0, position))
+                position += 1
+    sums = tuple(
+        (Summed(0, a), Summed(1, b)) for a, b in zip(lhs_sum, rhs_sum, strict=True)
+    )
+    return Relation(
+        tuple(links), sums, zero="any", zero_operands=(0, 1), constant=False
+    )
+
+
 @register("conv_general_dilated")
 def _conv(equation: Any) -> Relation:
     params = equation.params

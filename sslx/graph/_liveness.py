@@ -125,7 +125,9 @@ class Liveness:
 
     def runs(self, equation: Equation) -> bool:
         """Whether anything of an equation's outputs is computed."""
-        return any(all(m.any() for m in self.alive(v)) for v in equation.outputs)
+        return equation.acts or any(
+            all(m.any() for m in self.alive(v)) for v in equation.outputs
+        )
 
     def _forget(self) -> None:
         self._alive, self._targets, self._uniform = {}, {}, {}

@@ -50,7 +50,18 @@ class Value:
 
 @dataclasses.dataclass(eq=False)
 class Equation:
-    """One application of a primitive; `bodies` are the programs nested in it."""
+    """One application of a primitive.
+
+    Attributes:
+      primitive: what JAX calls it.
+      inputs: operands.
+      outputs: results.
+      params: parameters of the primitive.
+      source: `file:line (function)` of the code that made it.
+      scope: the name stack.
+      bodies: the programs nested in it.
+      acts: it has no results and is there for what it does (prints, checks).
+    """
 
     primitive: Any
     inputs: list[Value]
@@ -59,6 +70,7 @@ class Equation:
     source: str
     scope: str
     bodies: "tuple[Program, ...]" = ()
+    acts: bool = False
 
     @property
     def name(self) -> str:
@@ -143,6 +155,7 @@ def _inline(
                     source,
                     _jax_compat.scope(eqn),
                     bodies,
+                    acts=not eqn.outvars and bool(eqn.effects),
                 )
             )
         env.update(zip(eqn.outvars, results, strict=True))

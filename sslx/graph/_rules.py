@@ -48,6 +48,7 @@ register(
     *"convert_element_type".split(),
     *"real imag conj reduce_precision name optimization_barrier device_put".split(),
     *"sharding_constraint reshard div rem shift_left shift_right_logical".split(),
+    *"pvary pcast".split(),
     "shift_right_arithmetic",
 )(_elementwise("first"))
 register(
@@ -320,6 +321,20 @@ def _reduce_window(equation: Any) -> Relation:
     return Relation(links, zero="never" if general else "first", constant=not general)
 
 
+@register("select_and_scatter_add")
+def _select_and_scatter_add(equation: Any) -> Relation:
+    params, rank = equation.params, len(equation.outputs[0].shape)
+    parts = zip(
+        params["window_dimensions"],
+        params["window_strides"],
+        params["padding"],
+        strict=True,
+    )
+    idle = [a for a, part in enumerate(parts) if tuple(part) == (1, 1, (0, 0))]
+    links = tuple(Link(k, a, 0, a) for k in (0, 1) for a in idle if a < rank)
+    return Relation(links, zero="first")
+
+
 def _along(key: str, zero: Zero):
     def rule(equation: Any) -> Relation:
         axis = equation.params[key] % max(len(equation.inputs[0].shape), 1)
@@ -336,6 +351,15 @@ def _along(key: str, zero: Zero):
 
 register("cumsum", "cumprod", "cummax", "cummin")(_along("axis", "first"))
 register("cumlogsumexp")(_along("axis", "never"))
+
+
+@register("top_k")
+def _top_k(equation: Any) -> Relation:
+    axis = equation.params.get("axis", -1) % len(equation.inputs[0].shape)
+    links = [
+        link for o in (0, 1) for link in identity_links(equation, 0, o, skip=(axis,))
+    ]
+    return Relation(tuple(links))
 
 
 @register("sort")
