@@ -9,7 +9,14 @@ import optax
 import pytest
 
 import sslx
-from experiments import cifar_depth, depth_report, models, sparsity, ssl_stages
+from experiments import (
+    checkpoints,
+    cifar_depth,
+    depth_report,
+    models,
+    sparsity,
+    ssl_stages,
+)
 from sslx import measure
 
 
@@ -73,6 +80,17 @@ def test_layers_are_decayed_while_ssl_regularises_them(tmp_path):
             jax.tree.map(jnp.zeros_like, params), tx.init(params), params
         )
         assert bool(jnp.any(updates["stage1_1"]["conv1"]["kernel"] != 0)) == moved
+
+
+def test_checkpoints_hold_the_empty_arrays_of_removed_layers(tmp_path):
+    state = {"gone": jnp.zeros((3, 3, 0, 4)), "kept": jnp.arange(4.0)}
+    store = checkpoints.Checkpoints(tmp_path / "checkpoints")
+    store.save(1, state)
+    store.wait()
+    found = store.restore(jax.tree.map(jnp.zeros_like, state))
+    store.close()
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, state)
+    np.testing.assert_array_equal(found["kept"], state["kept"])
 
 
 def test_presets_and_options():
