@@ -9,6 +9,10 @@ scale of its BatchNorm: what BatchNorm follows works the same however small it i
 kernel alone never reached zero in our trials (lambda 0.5 to 40). A layer that dies is
 gone from the compact program, and so is the other one of its block; what its BatchNorm
 leaves is a constant, folded exactly. The report counts layers as the paper does.
+
+Seen: `smoke` on digits, 4 minutes on 2 busy CPU cores: ResNet-8 loses one of 3 blocks,
+62% of the multiply-accumulates are left, 96.99% -> 97.32% of 299 test images. The
+presets `cpu` and `paper` were not run yet.
 """
 
 import dataclasses
