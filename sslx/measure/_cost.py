@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from sslx._calls import is_array, struct, take_apart
 from sslx._jax_compat import Literal, is_jaxpr, open_jaxpr, scope
 from sslx.measure._table import shape_text, text_table
 
@@ -139,7 +140,7 @@ def cost(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Cost:
     names = [
         jax.tree_util.keystr(path, simple=True, separator="/")
         for path, leaf in leaves
-        if _is_array(leaf)
+        if is_array(leaf)
     ]
     closed = _trace(fn, args, kwargs)
     walk = _Walk(names)
@@ -157,21 +158,15 @@ def cost(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Cost:
     )
 
 
-def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic))
-
-
 def _trace(fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """The program of a call, with its arrays as inputs in order."""
-    leaves, treedef = jax.tree_util.tree_flatten((args, kwargs))
-    where = [i for i, leaf in enumerate(leaves) if _is_array(leaf)]
+    call = take_apart(args, kwargs)
 
-    def of_arrays(*arrays: Any) -> Any:
-        merged = dict(enumerate(leaves)) | dict(zip(where, arrays, strict=True))
-        args, kwargs = jax.tree_util.tree_unflatten(treedef, merged.values())
+    def of_arrays(arrays: Any) -> Any:
+        args, kwargs = call.rebuild(arrays)
         return fn(*args, **kwargs)
 
-    return jax.make_jaxpr(of_arrays)(*(leaves[i] for i in where))
+    return jax.make_jaxpr(of_arrays)([struct(x) for x in call.arrays])
 
 
 class _Origin(NamedTuple):
