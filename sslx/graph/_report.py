@@ -80,12 +80,21 @@ def held_back(liveness: Liveness, paths: Mapping[Value, str]) -> tuple[Held, ...
             continue
         if body is not None:
             for number, inside in enumerate(body.insides):
-                found += _inside(liveness, eqn, body, number, inside, paths)
+                if _has_unknown(inside):
+                    found += _inside(liveness, eqn, body, number, inside, paths)
         elif body is None and not liveness.relations[eqn].known:
             roots = {p for v in eqn.inputs for p in _behind(liveness, v, paths)}
             if roots:
                 found.append(Held(eqn.name, eqn.source, tuple(sorted(roots))))
     return tuple(found)
+
+
+def _has_unknown(liveness: Liveness) -> bool:
+    return any(not rel.known for rel in liveness.relations.values()) or any(
+        _has_unknown(inside)
+        for body in liveness.inner.values()
+        for inside in body.insides
+    )
 
 
 def _inside(
