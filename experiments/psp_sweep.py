@@ -4,9 +4,9 @@
     python -m experiments.psp_sweep --preset smoke                   digits, no data
     python -m experiments.psp_sweep --preset paper                   a GPU, full length
 
-Seen on 2 busy cores: `--preset smoke --curves decay prune` takes 20 minutes, and PSP and
-pruning tie; the CIFAR-10 points take 5 minutes each and are too short for PSP, which is
-0.6 to 9.5 points above pruning at 26 to 81% of the columns (results/README.md). The
+Seen on 2 busy cores: `--preset smoke --curves decay prune` takes 20 minutes, and PSP
+and pruning tie; the CIFAR-10 points take 5 minutes each and are too short for PSP, which
+is 0.6 to 9.5 points above pruning at 26 to 81% of the columns (results/README.md). The
 paper preset has not been run.
 
 Every point is one training of its own from the baseline: a method, a level (lambda of
