@@ -5,7 +5,7 @@
     python -m experiments.psp_sweep --preset paper                   a GPU, full length
 
 Seen on 2 busy cores: `--preset smoke --curves decay prune` takes 20 minutes, and PSP
-and pruning tie; the CIFAR-10 points take 5 minutes each and are too short for PSP, which
+and pruning tie; CIFAR-10's points take 5 minutes each and are too short for PSP, which
 is 0.6 to 9.5 points above pruning at 26 to 81% of the columns (results/README.md). The
 paper preset has not been run.
 
