@@ -80,6 +80,7 @@ def make_record(context: Context) -> dict[str, Any]:
     return {
         "options": {k: v for k, v in options.items() if k not in ("data_dir", "run")},
         **results,
+        "dense_left": dataclasses.asdict(context.counts(context.trained["params"])),
         "metrics": [
             row
             for stage in trained
@@ -95,9 +96,7 @@ def table(record: dict[str, Any]) -> list[dict[str, str]]:
     paper, first = PAPER[preset], PAPER[preset][0]
     baseline = record["baseline"]
     error = 100 * (1 - baseline["test_accuracy"])
-    dense = Row(
-        "dense", error, first.filters, first.channels, first.flops, "1.00x", "100%"
-    )
+    dense = Row("dense", error, *_left(record["dense_left"]), "1.00x", "100%")
     ours = [dense] + [_ours(record, name) for name in record["compact"]["networks"]]
     rows = [("paper", row) for row in paper] + [("here", row) for row in ours]
     return [
@@ -117,17 +116,23 @@ def table(record: dict[str, Any]) -> list[dict[str, str]]:
 
 def _ours(record: dict[str, Any], name: str) -> Row:
     dense, tuned = record["baseline"], record["finetune"]["networks"][name]
-    left = tuned["left"]
     timed = {row["name"]: row for row in record["compact"]["latency"]["rows"]}
     return Row(
         f"lambda {tuned['strength']:g}",
         100 * (1 - tuned["test_accuracy"]),
-        "-".join(map(str, left["filters"])),
-        "-".join(map(str, left["channels"])),
-        "-".join(f"{100 * share:.1f}" for share in left["flops"]) + "%",
+        *_left(tuned["left"]),
         f"{timed[name]['speedup']:.2f}x",
         f"{100 * record['compact']['networks'][name]['macs'] / dense['macs']:.1f}%",
     )
+
+
+def _left(counts: dict[str, Any]) -> tuple[str, str, str]:
+    """`Counts` as the tables write them."""
+    flops = "-".join(f"{100 * share:.3g}" for share in counts["flops"])
+    filters, channels = (
+        "-".join(map(str, counts[name])) for name in ("filters", "channels")
+    )
+    return filters, channels, f"{flops}%"
 
 
 def pictures(record: dict[str, Any]) -> dict[str, Any]:
