@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -50,7 +51,7 @@ class Folded:
     values: Any
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Compact:
     """A function and its variables, reduced to what is alive.
 
@@ -118,6 +119,13 @@ class Compact:
     def summary(self) -> str:
         """The rows as text, with totals and what was held back."""
         return _summary.text(self)
+
+    def __repr__(self) -> str:
+        leaves = self.plan.leaves.values()
+        before = sum(math.prod(leaf.shape) for leaf in leaves)
+        after = sum(math.prod(leaf.small_shape) for leaf in leaves)
+        name = getattr(self.fn, "__qualname__", repr(self.fn))
+        return f"Compact({name}: {before:,} -> {after:,} entries, {len(leaves)} leaves)"
 
     def _repr_html_(self) -> str:
         return _summary.html(self)

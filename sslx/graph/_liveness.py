@@ -320,11 +320,12 @@ class Liveness:
         """Count slices that nothing reads as zero from now on; False if none is new.
 
         What is computed from them is not read either, so nothing that is changes; but a
-        slice of which only such parts are not zero is now zero.
+        slice of which only such parts are not zero is now zero. Forced slices stay.
         """
         changed = False
+        stores = (self.need, self.constant_need, self.copied, self.forced)
         for value, facts in self.facts.items():
-            reads = [d.get(value) for d in (self.need, self.constant_need, self.copied)]
+            reads = [store.get(value) for store in stores]
             masks = full(value, True)
             for read in reads:
                 if read is not None:
