@@ -425,8 +425,8 @@ def _dense(self: Compact, path: str, small: Any, region: Masks | None) -> Any:
     if path in self.folded:
         if isinstance(self.folded[path].values, jax.ShapeDtypeStruct):
             raise ValueError(
-                f"{path}: constant channels are made of its removed slices, but compact "
-                'got shapes. Fix: give it arrays, or constants="keep"'
+                f"{path}: removed slices of it make constant channels, but compact got "
+                'shapes. Fix: give it arrays, or constants="keep"'
             )
         return _overlay(leaf, self.folded[path], small, region)
     return leaf.expand(small)
