@@ -41,3 +41,10 @@ def test_what_the_default_alignment_keeps_is_accounted_for(name: str) -> None:
     found = outcome(name, "kernels", "auto")
     assert found.error < 1e-4
     assert found.unexplained == {}
+
+
+@pytest.mark.slow
+def test_slices_forced_that_nothing_reads_end_the_search_for_a_fixed_point() -> None:
+    found = outcome("equimo.mobilenetv3_small", "channels", "align")
+    assert found.error < 1e-4
+    assert found.unexplained == {}
