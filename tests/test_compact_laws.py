@@ -63,7 +63,8 @@ def check_tiny(seed: int) -> None:
         small = sslx.compact(net.apply, net.params, x, **options)
         dense = net.apply(net.params, x)
         close(small.apply(small.variables, x), dense, net)
-        close(net.apply(small.expand(), x), dense, net)
+        if seed % 4 == 0:
+            close(net.apply(small.expand(), x), dense, net)
         if seed % 8 == 0:
             check_gradients(net, small, x)
         if seed % 8 == 1 and alignment != "auto":
@@ -73,13 +74,13 @@ def check_tiny(seed: int) -> None:
 SETTINGS = [(a, c) for a in ("auto", "align", "scatter") for c in ("fold", "keep")]
 
 
-@pytest.mark.parametrize("start", range(5000, 5240, 20))
+@pytest.mark.parametrize("start", range(5000, 5200, 20))
 def test_compaction_of_one_block_is_exact(start: int, x64) -> None:
     for seed in range(start, start + 20):
         check_tiny(seed)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_compaction_is_exact(seed: int, x64) -> None:
     check(seed, *SETTINGS[seed % 6])
 
