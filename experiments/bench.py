@@ -248,4 +248,6 @@ def main(config: Config) -> dict[str, Any]:
 
 if __name__ == "__main__":
     COMMANDS = {"overhead": main, "analysis": bench_analysis.main}
-    tyro.extras.subcommand_cli_from_dict(COMMANDS, description=__doc__)
+    tyro.extras.subcommand_cli_from_dict(
+        COMMANDS, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)
+    )
