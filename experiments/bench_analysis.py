@@ -4,7 +4,8 @@
 
 Every network is given as shapes, with half of the units of every class masked out.
 Each runs in a process of its own, whose peak memory is reported too. `analysis` is
-`sslx.compact` without its tracing; `rewrite` is what tracing the compact function takes beyond tracing the dense one.
+`sslx.compact` without its tracing; `rewrite` is what tracing the compact function takes
+beyond tracing the dense one.
 """
 
 import dataclasses
