@@ -17,12 +17,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sslx._compact import Compact
+from sslx._compact import Compact, compact
 from sslx._jax_compat import is_traced
 
 Shapes = dict[str, tuple[int, ...]]
 _BUILDS = 256
 _TRIES = 16
+
+
+Call = Callable[..., Any]
+
+
+def call_module(module: Any, *args: Any, **kwargs: Any) -> Any:
+    """The module's own `__call__`."""
+    return module(*args, **kwargs)
+
+
+def aligned(
+    fn: Callable[..., Any],
+    variables: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    strict: bool,
+) -> Compact:
+    """The compaction that a module's own code can run: nothing moved, nothing added."""
+    options = {"alignment": "align", "constants": "keep", "strict": strict}
+    return compact(fn, variables, *args, **options, **kwargs)
 
 
 class Built(NamedTuple):

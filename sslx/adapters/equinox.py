@@ -8,28 +8,24 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-import sslx
 from sslx._compact import Compact
 from sslx.adapters._resize import (
     Built,
+    Call,
     Resized,
     Shapes,
     Side,
+    aligned,
+    call_module,
     check,
     fit,
     refuse_constants,
     with_random,
 )
 
-Call = Callable[..., Any]
-
-
-def _call(module: Any, *args: Any, **kwargs: Any) -> Any:
-    return module(*args, **kwargs)
-
 
 def function(
-    module: PyTree, call: Call = _call
+    module: PyTree, call: Call = call_module
 ) -> tuple[Callable[..., PyTree], PyTree]:
     """A module as a pure function and its arrays, for `sslx.compact` and all the rest.
 
@@ -54,7 +50,7 @@ def function(
 def compact(
     module: PyTree,
     *args: Any,
-    call: Call = _call,
+    call: Call = call_module,
     strict: bool = False,
     **kwargs: Any,
 ) -> Resized:
@@ -84,20 +80,12 @@ def compact(
       >>> model, small = sslx.adapters.equinox.compact(model, x, call=batched)
     """
     fn, variables = function(module, call)
-    small = sslx.compact(
-        fn,
-        variables,
-        *args,
-        alignment="align",
-        constants="keep",
-        strict=strict,
-        **kwargs,
-    )
+    small = aligned(fn, variables, args, kwargs, strict)
     return Resized(resize(module, small, *args, call=call, **kwargs), small)
 
 
 def resize(
-    module: PyTree, small: Compact, *args: Any, call: Call = _call, **kwargs: Any
+    module: PyTree, small: Compact, *args: Any, call: Call = call_module, **kwargs: Any
 ) -> PyTree:
     """A module with the arrays of a compact network, such as one that `load` read.
 

@@ -8,28 +8,24 @@ import jax
 from flax import nnx
 from jaxtyping import PyTree
 
-import sslx
 from sslx._compact import Compact
 from sslx.adapters._resize import (
     Built,
+    Call,
     Resized,
     Shapes,
     Side,
+    aligned,
+    call_module,
     check,
     fit,
     refuse_constants,
     with_random,
 )
 
-Call = Callable[..., Any]
-
-
-def _call(module: Any, *args: Any, **kwargs: Any) -> Any:
-    return module(*args, **kwargs)
-
 
 def function(
-    module: nnx.Module, call: Call = _call
+    module: nnx.Module, call: Call = call_module
 ) -> tuple[Callable[..., PyTree], PyTree]:
     """A module as a pure function and its arrays, for `sslx.compact` and all the rest.
 
@@ -59,7 +55,7 @@ def _merged(graph: Any, state: Any, variables: PyTree) -> nnx.Module:
 def compact(
     module: nnx.Module,
     *args: Any,
-    call: Call = _call,
+    call: Call = call_module,
     strict: bool = False,
     **kwargs: Any,
 ) -> Resized:
@@ -89,20 +85,16 @@ def compact(
       >>> model, small = sslx.adapters.nnx.compact(model, x)
     """
     fn, variables = function(module, call)
-    small = sslx.compact(
-        fn,
-        variables,
-        *args,
-        alignment="align",
-        constants="keep",
-        strict=strict,
-        **kwargs,
-    )
+    small = aligned(fn, variables, args, kwargs, strict)
     return Resized(resize(module, small, *args, call=call, **kwargs), small)
 
 
 def resize(
-    module: nnx.Module, small: Compact, *args: Any, call: Call = _call, **kwargs: Any
+    module: nnx.Module,
+    small: Compact,
+    *args: Any,
+    call: Call = call_module,
+    **kwargs: Any,
 ) -> nnx.Module:
     """A module with the arrays of a compact network, such as one that `load` read.
 

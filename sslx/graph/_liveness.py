@@ -520,6 +520,16 @@ class Body:
     exits: list[tuple[int, int, int]]
     ties: Sequence[tuple[int, int, int]] = ()
 
+    def flows(self, equation: Equation) -> Iterable[tuple[Value, Value]]:
+        """Values inside and outside that are each other, in the order of execution."""
+        programs = [inside.program for inside in self.insides]
+        for n, k, operand in self.entries:
+            yield equation.inputs[operand], programs[n].inputs[k]
+        for n, k, output in self.exits:
+            yield programs[n].outputs[k], equation.outputs[output]
+        for n, k, last in self.ties:
+            yield programs[n].outputs[last], programs[n].inputs[k]
+
     def forward(self, ins: list[Facts]) -> list[Facts]:
         """Facts of the outputs."""
         raise NotImplementedError

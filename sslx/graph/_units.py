@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from sslx.graph._liveness import Body, Liveness, literal_facts
+from sslx.graph._liveness import Body, Facts, Liveness, literal_facts
 from sslx.graph._program import Equation, Value
 from sslx.graph._relation import Labels, Relation
 
@@ -162,7 +162,8 @@ class _Graph:
 
     def __init__(self, liveness: Liveness):
         self.ports: dict[Node, list[_Port]] = {}
-        self.frozen: dict[Node, str] = {}
+        self.frozen: dict[Node, tuple[int, str]] = {}
+        self.literals: dict[Value, Facts] = {}
         self.equations: dict[Node, list[tuple[int, Liveness, Equation]]] = {}
         self.order = 0
         self._add_program(liveness)
@@ -171,7 +172,21 @@ class _Graph:
         """Nothing may be removed from a value, some axes apart."""
         for axis, size in enumerate(value.shape):
             if size > 1 and axis not in skip:
-                self.frozen.setdefault((value, axis), reason)
+                self.frozen.setdefault((value, axis), (len(self.frozen), reason))
+
+    def is_zero(self, value: Value) -> bool:
+        """Whether a value is a literal with nothing but zeros in it."""
+        return value.literal is not None and bool(self.literal(value).zero[0].all())
+
+    def literal(self, value: Value) -> Facts:
+        """The facts of a literal, found once."""
+        if value not in self.literals:
+            self.literals[value] = literal_facts(value)
+        return self.literals[value]
+
+    def _take(self, edges: "_Edges") -> None:
+        for node, port in edges.ports.items():
+            self.ports.setdefault(node, []).append(port)
 
     def _add_program(self, live: Liveness) -> None:
         used = set(live.program.outputs)
@@ -206,8 +221,7 @@ class _Graph:
         for output, axis, label in rel.factors:
             if label.any():
                 edges.split((eqn.outputs[output], axis), label)
-        for node, port in edges.ports.items():
-            self.ports.setdefault(node, []).append(port)
+        self._take(edges)
         where = f"{eqn.name} at {eqn.source}"
         for value in eqn.inputs:
             self.freeze(value, where, edges.axes(value))
@@ -217,16 +231,9 @@ class _Graph:
 
     def _add_body(self, eqn: Equation, body: Body) -> None:
         edges = _Edges()
-        for number, inner, operand in body.entries:
-            edges.along(eqn.inputs[operand], body.insides[number].program.inputs[inner])
-        for number, inner, output in body.exits:
-            value = body.insides[number].program.outputs[inner]
-            edges.along(eqn.outputs[output], value)
-        for number, entry, leave in body.ties:
-            program = body.insides[number].program
-            edges.along(program.inputs[entry], program.outputs[leave])
-        for node, port in edges.ports.items():
-            self.ports.setdefault(node, []).append(port)
+        for source, target in body.flows(eqn):
+            edges.along(source, target)
+        self._take(edges)
         for value in (*eqn.inputs, *eqn.outputs):
             self.freeze(value, f"{eqn.name} at {eqn.source}", edges.axes(value))
         for inside in body.insides:
@@ -271,18 +278,19 @@ class _Edges:
                 coordinate = self.split(node, mine)
             self.touch(node).edges.append((coordinate, mine, other, theirs))
 
-    def along(self, outer: Value, inner: Value) -> None:
+    def along(self, a: Value, b: Value) -> None:
         """A value and its copy, or the slices of one along its first axis."""
-        shift = len(outer.shape) - len(inner.shape)
-        for axis in range(len(inner.shape)):
-            self.add((outer, axis + shift), (inner, axis), None, None)
+        rank = min(len(a.shape), len(b.shape))
+        for axis in range(-rank, 0):
+            first, second = axis + len(a.shape), axis + len(b.shape)
+            self.add((a, first), (b, second), None, None)
 
 
 class _Vanishing:
     """Which slices of a family are zero, or equal, when their parameters are zero."""
 
-    def __init__(self, grown: _Spreading, params: set[Value]):
-        self.grown, self.params = grown, params
+    def __init__(self, grown: _Spreading):
+        self.grown = grown
         self.zero = dict.fromkeys(grown.labels, True)
         self.equal = dict.fromkeys(grown.labels, True)
         equations = grown.graph.equations
@@ -291,7 +299,7 @@ class _Vanishing:
         self.places = [places[k] for k in sorted(places)]
         for node in grown.labels:
             if node[0].literal is not None:
-                facts = literal_facts(node[0])
+                facts = grown.graph.literal(node[0])
                 gone = facts.zero[node[1]][grown.labels[node] >= 0].all()
                 self.zero[node] = self.equal[node] = bool(gone)
         while self._pass():
@@ -350,7 +358,8 @@ class _Vanishing:
             counting = rel.zero_operands
         if rel.zero == "first":
             counting = [0] if eqn.inputs else []
-        parts = [found.get(k, _is_zero(eqn.inputs[k])) for k in counting]
+        is_zero = self.grown.graph.is_zero
+        parts = [found.get(k, is_zero(eqn.inputs[k])) for k in counting]
         if rel.zero == "never" or not parts:
             return False, equal
         combine = any if rel.zero == "any" else all
@@ -358,30 +367,14 @@ class _Vanishing:
 
     def _body(self, eqn: Equation, body: Body) -> bool:
         changed = False
-        pairs = [
-            (eqn.inputs[k], body.insides[n].program.inputs[i])
-            for n, i, k in body.entries
-        ]
-        pairs += [
-            (body.insides[n].program.outputs[i], eqn.outputs[k])
-            for n, i, k in body.exits
-        ]
-        pairs += [
-            (body.insides[n].program.outputs[o], body.insides[n].program.inputs[i])
-            for n, i, o in body.ties
-        ]
-        for source, target in pairs:
+        for source, target in body.flows(eqn):
             shift = len(source.shape) - len(target.shape)
             for axis in range(len(target.shape)):
                 node, origin = (target, axis), (source, axis + shift)
                 if node in self.zero and axis + shift >= 0:
-                    zero = self.zero.get(origin, _is_zero(source))
+                    zero = self.zero.get(origin, self.grown.graph.is_zero(source))
                     changed |= self._lower(node, zero, self.equal.get(origin, False))
         return changed
-
-
-def _is_zero(value: Value) -> bool:
-    return value.literal is not None and bool(literal_facts(value).zero[0].all())
 
 
 def families(
@@ -463,8 +456,10 @@ def _accepted(
     grown: _Spreading, live: Liveness, params: set[Value], reasons: dict[Node, str]
 ) -> Family | None:
     """The family without its frozen units."""
-    stops = [(n, r) for n, r in grown.graph.frozen.items() if n in grown.labels]
-    stops += _Vanishing(grown, params).frozen()
+    frozen = grown.graph.frozen
+    rows = sorted((frozen[n], n) for n in grown.labels if n in frozen)
+    stops = [(n, reason) for (_, reason), n in rows]
+    stops += _Vanishing(grown).frozen()
     why = {}
     for node, reason in stops:
         for unit in np.unique(grown.of(node)):
