@@ -53,18 +53,26 @@ class Checkpoints:
         """Step of the newest complete checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: PyTree[Array]) -> None:
+    def save(self, step: int, state: PyTree[Array], position: Any = None) -> None:
         """Start writing `state` as checkpoint `step`.
+
+        Args:
+            step: its name.
+            state: arrays.
+            position: a Grain iterator whose state is kept beside, if any.
 
         Raises:
             CheckpointError: this or the previous write failed (a full disk, say).
         """
         if step == self.latest():
             return
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(_storable(state)),
-            check=ocp.args.JsonSave({"digest": int(_digest(state))}),
-        )
+        items: dict[str, Any] = {
+            "state": ocp.args.StandardSave(_storable(state)),
+            "check": ocp.args.JsonSave({"digest": int(_digest(state))}),
+        }
+        if position is not None:
+            items["position"] = _grain().CheckpointSave(position)
+        args = ocp.args.Composite(**items)
         try:
             self._manager.save(step, args=args)
             self._manager.check_for_errors()
@@ -83,8 +91,12 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             raise self._write_error(error) from error
 
-    def restore(self, like: PyTree[Array]) -> PyTree[Array]:
+    def restore(self, like: PyTree[Array], position: Any = None) -> PyTree[Array]:
         """The newest checkpoint, with the shapes, types and shardings of `like`.
+
+        Args:
+            like: a state as it was saved.
+            position: a Grain iterator to bring to where it was, if any.
 
         Raises:
             CheckpointError: it is damaged, or of other shapes.
@@ -92,9 +104,13 @@ class Checkpoints:
         step = self.latest()
         place = self.folder / str(step)
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(like))
-        args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(shapes), check=ocp.args.JsonRestore()
-        )
+        items: dict[str, Any] = {
+            "state": ocp.args.StandardRestore(shapes),
+            "check": ocp.args.JsonRestore(),
+        }
+        if position is not None:
+            items["position"] = _grain().CheckpointRestore(position)
+        args = ocp.args.Composite(**items)
         try:
             restored: Any = self._manager.restore(step, args=args)
             state = jax.tree.map(
@@ -130,6 +146,13 @@ class Checkpoints:
             f"cannot write a checkpoint to {self.folder} ({reason}): free some space "
             f"and run the same command again; last good checkpoint: {good}"
         )
+
+
+def _grain() -> Any:
+    """Grain's checkpoint arguments; only streams need that package."""
+    import grain
+
+    return grain.checkpoint
 
 
 def _storable(state: PyTree[Array]) -> PyTree[Array]:

@@ -2,112 +2,39 @@
 
 The state is a NamedTuple of arrays. Order and augmentation come from (seed, step), so
 a run that was killed and started again ends with the parameters of one that was not.
-Data stay on the device; a step gathers, augments and updates inside one jit.
+Arrays stay on the device; a step gathers, augments and updates inside one jit. A
+`Source` of another kind, such as a stream from disk, gives its own batches instead.
 """
 
 import dataclasses
 import functools
-import json
 import math
 import pathlib
-import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from experiments import checkpoints, data
+from experiments.metrics import Clock
+from experiments.metrics import MetricsLog as MetricsLog
+from experiments.metrics import read_metrics as read_metrics
 from experiments.progress import Progress
-
-Apply = Callable[..., Any]  # (variables, images, train=..., mutable=...) as in Linen
-Variables = Mapping[str, Any]
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the text says where and what is still good."""
-
-
-class Sums(NamedTuple):
-    """Totals since the last log line."""
-
-    loss: Float[Array, ""]
-    correct: Int[Array, ""]
-    steps: Int[Array, ""]
-
-
-class State(NamedTuple):
-    """Everything a step changes and a checkpoint holds."""
-
-    step: Int[Array, ""]
-    variables: dict[str, Any]
-    opt_state: PyTree[Array]
-    sums: Sums
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """What is trained: a function, its variables, an optimiser, what to watch.
-
-    Args:
-        name: used in metrics and error texts.
-        apply: `apply(variables, images, train=True, mutable=[...])`, as in Linen.
-        variables: start values; "params" is trained, "batch_stats" follows.
-        optimizer: an optax transformation of the parameters.
-        schedule: the optimiser's learning rate by step, for the log.
-        observe: params -> named scalars for the log (penalty, zero groups ...).
-    """
-
-    name: str
-    apply: Apply
-    variables: Variables
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
-    observe: Callable[[PyTree[Array]], dict[str, Array]] = lambda params: {}
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How long and how.
-
-    Args:
-        epochs: passes over the training images.
-        batch: images per step, over all devices.
-        seed: of order and augmentation.
-        log_every: steps between metrics lines.
-        checkpoint_every: seconds between checkpoints; each epoch's end has one too.
-        flip: mirror images at random.
-        pad: pixels an image may move by when it is cropped at random; 0: none.
-        shard_params: split the parameters over the mesh where their last axis allows.
-        epoch_steps: end an epoch after so many steps; 0: when all images were seen.
-    """
-
-    epochs: int
-    batch: int = 128
-    seed: int = 0
-    log_every: int = 50
-    checkpoint_every: float = 120.0
-    flip: bool = True
-    pad: int = 4
-    shard_params: bool = False
-    epoch_steps: int = 0
-
-
-@functools.cache
-def compiler_options() -> dict[str, str] | None:
-    """On CPU, convolutions through Eigen (6-30% faster steps here); else None."""
-    if jax.default_backend() != "cpu":
-        return None
-    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
-    try:
-        jax.jit(lambda x: x + 1, compiler_options=options)(0.0)
-    except jax.errors.JaxRuntimeError:
-        return None
-    return options
+from experiments.steps import Apply as Apply
+from experiments.steps import Batches as Batches
+from experiments.steps import Options as Options
+from experiments.steps import Source as Source
+from experiments.steps import Stage as Stage
+from experiments.steps import State as State
+from experiments.steps import TrainingError as TrainingError
+from experiments.steps import Variables as Variables
+from experiments.steps import compiler_options as compiler_options
+from experiments.steps import make_update as make_update
+from experiments.steps import no_sums
 
 
 def preprocess(
@@ -131,43 +58,18 @@ def make_step(
     stage: Stage, options: Options, arrays: data.Arrays, mesh: Mesh
 ) -> Callable[[State, Array, Array, Array], State]:
     """The unjitted step: (state, images, labels, order of the epoch) -> state."""
-    normal = preprocess(arrays)
+    update = make_update(stage, options, preprocess(arrays))
     root = jax.random.key(options.seed)
     split = NamedSharding(mesh, PartitionSpec("data"))
-
-    def loss_of(params: Any, rest: dict, x: Array, y: Array) -> tuple[Array, tuple]:
-        mutable = [name for name in ("batch_stats",) if name in rest]
-        variables = {"params": params, **rest}
-        logits, updated = stage.apply(variables, x, train=True, mutable=mutable)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
-        correct = jnp.sum(logits.argmax(-1) == y)
-        return losses.mean(), ({**rest, **updated}, correct)
 
     def step(state: State, images: Array, labels: Array, order: Array) -> State:
         row = order[state.step % order.shape[0]]
         row = jax.lax.with_sharding_constraint(row, split)
         key = jax.random.fold_in(root, state.step)
         moved = data.augment(key, images[row], options.pad, flip=options.flip)
-        x = normal(moved)
-        params, rest = _split(state.variables)
-        grad = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, (rest, correct)), grads = grad(params, rest, x, labels[row])
-        updates, opt_state = stage.optimizer.update(grads, state.opt_state, params)
-        params = optax.apply_updates(params, updates)
-        sums = Sums(
-            state.sums.loss + loss, state.sums.correct + correct, state.sums.steps + 1
-        )
-        return State(state.step + 1, {"params": params, **rest}, opt_state, sums)
+        return update(state, moved, labels[row])
 
     return step
-
-
-def _split(variables: Variables) -> tuple[Any, dict[str, Any]]:
-    return variables["params"], {k: v for k, v in variables.items() if k != "params"}
-
-
-def _no_sums() -> Sums:
-    return Sums(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
 
 def device_mesh() -> Mesh:
@@ -190,7 +92,7 @@ def initial_state(stage: Stage, options: Options, mesh: Mesh) -> State:
 
     variables = dict(stage.variables)
     opt_state = stage.optimizer.init(variables["params"])
-    state = State(jnp.zeros((), jnp.int32), variables, opt_state, _no_sums())
+    state = State(jnp.zeros((), jnp.int32), variables, opt_state, no_sums())
     return jax.tree.map(place, state)
 
 
@@ -227,8 +129,64 @@ def make_evaluate(
     return accuracy
 
 
+@dataclasses.dataclass(frozen=True)
+class Resident:
+    """A `Source` of whole arrays that stay on every device."""
+
+    arrays: data.Arrays
+
+    @property
+    def count(self) -> int:
+        """Training images."""
+        return len(self.arrays.train_labels)
+
+    def batches(self, options: Options, per_epoch: int, mesh: Mesh) -> Batches:
+        """All images, all labels and the order of the epoch, for every step."""
+        return _Orders(self.arrays, options, per_epoch, mesh)
+
+    def make_step(
+        self, stage: Stage, options: Options, mesh: Mesh
+    ) -> Callable[..., State]:
+        """`make_step` on these arrays."""
+        return make_step(stage, options, self.arrays, mesh)
+
+    def make_scores(self, apply: Apply) -> Callable[[Variables], dict[str, float]]:
+        """`test_accuracy`, 0..1."""
+        accuracy = make_evaluate(apply, self.arrays)
+        return lambda variables: {"test_accuracy": accuracy(variables)}
+
+
+class _Orders:
+    """`Batches` of a `Resident`: a function of seed and step, nothing to remember."""
+
+    position = None
+
+    def __init__(
+        self, arrays: data.Arrays, options: Options, per_epoch: int, mesh: Mesh
+    ) -> None:
+        self.options, self.per_epoch = options, per_epoch
+        self.everywhere = NamedSharding(mesh, PartitionSpec())
+        self.images = jax.device_put(arrays.train_images, self.everywhere)
+        self.labels = jax.device_put(arrays.train_labels, self.everywhere)
+        self.epoch, self.order = -1, self.labels
+
+    def at(self, step: int) -> tuple[Array, ...]:
+        if step // self.per_epoch != self.epoch:
+            self.epoch = step // self.per_epoch
+            seed, batch = self.options.seed, self.options.batch
+            order = epoch_order(seed, self.epoch, len(self.labels), batch)
+            self.order = jax.device_put(order[: self.per_epoch], self.everywhere)
+        return self.images, self.labels, self.order
+
+    def close(self) -> None:
+        pass
+
+
 def fit(
-    stage: Stage, arrays: data.Arrays, options: Options, folder: pathlib.Path
+    stage: Stage,
+    source: data.Arrays | Source,
+    options: Options,
+    folder: pathlib.Path,
 ) -> dict[str, Any]:
     """Train `stage`, going on from `folder` if a run was cut there; its variables.
 
@@ -238,19 +196,24 @@ def fit(
         TrainingError: NaN or infinite loss or parameters, no batch in the data.
         checkpoints.CheckpointError: a damaged checkpoint or a full disk.
     """
-    per_epoch = len(arrays.train_labels) // options.batch
+    if isinstance(source, data.Arrays):
+        source = Resident(source)
+    per_epoch = source.count // options.batch
     if per_epoch < 1:
         raise TrainingError(
             f"batch: got {options.batch}, expected at most the "
-            f"{len(arrays.train_labels)} training images"
+            f"{source.count} training images"
         )
     folder.mkdir(parents=True, exist_ok=True)
     per_epoch = min(per_epoch, options.epoch_steps or per_epoch)
+    mesh = device_mesh()
+    batches = source.batches(options, per_epoch, mesh)
     store = checkpoints.Checkpoints(folder / "checkpoints")
     try:
-        run = _Run(stage, arrays, options, folder, store, per_epoch)
+        run = _Run(stage, source, options, folder, store, batches, mesh, per_epoch)
         return run.to_end()
     finally:
+        batches.close()
         store.close()
 
 
@@ -260,42 +223,34 @@ class _Run:
     def __init__(
         self,
         stage: Stage,
-        arrays: data.Arrays,
+        source: Source,
         options: Options,
         folder: pathlib.Path,
         store: checkpoints.Checkpoints,
+        batches: Batches,
+        mesh: Mesh,
         per_epoch: int,
     ) -> None:
-        self.stage, self.arrays, self.options = stage, arrays, options
-        self.store, self.per_epoch = store, per_epoch
+        self.stage, self.options, self.batches = stage, options, batches
+        self.store, self.mesh, self.per_epoch = store, mesh, per_epoch
         self.total = options.epochs * per_epoch
-        self.mesh = device_mesh()
-        self.state = initial_state(stage, options, self.mesh)
+        self.state = initial_state(stage, options, mesh)
         if store.latest() is not None:
-            self.state = store.restore(self.state)
+            self.state = store.restore(self.state, batches.position)
         self.at = int(self.state.step)
         self.log = MetricsLog(folder / "metrics.jsonl", keep_until=self.at)
-        step = make_step(stage, options, arrays, self.mesh)
+        step = source.make_step(stage, options, mesh)
         self.step = jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
         self.observe = jax.jit(stage.observe)
-        self.accuracy = make_evaluate(stage.apply, arrays)
-        self.clock = _Clock(options.checkpoint_every)
+        self.scores = source.make_scores(stage.apply)
+        self.clock = Clock(options.checkpoint_every)
 
     def to_end(self) -> dict[str, Any]:
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
-        images = jax.device_put(self.arrays.train_images, everywhere)
-        labels = jax.device_put(self.arrays.train_labels, everywhere)
         with Progress(self.stage.name, self.total, self.at) as bar:
             while self.at < self.total:
-                epoch = self.at // self.per_epoch
-                order = epoch_order(
-                    self.options.seed, epoch, len(labels), self.options.batch
-                )
-                order = jax.device_put(order[: self.per_epoch], everywhere)
-                for _ in range(self.at % self.per_epoch, self.per_epoch):
-                    self.state = self.step(self.state, images, labels, order)
-                    self.at += 1
-                    self._after_step(bar)
+                self.state = self.step(self.state, *self.batches.at(self.at))
+                self.at += 1
+                self._after_step(bar)
         self.store.wait()
         return self.state.variables
 
@@ -326,18 +281,18 @@ class _Run:
         row |= {k: float(v) for k, v in self.observe(params).items()}
         row["images_per_second"] = self.clock.rate(self.at) * self.options.batch
         if ends_epoch:
-            row["test_accuracy"] = self.accuracy(self.state.variables)
+            row |= self.scores(self.state.variables)
             self.clock.restart(self.at)
         # Placed like the step's own output: another placement would compile anew.
         everywhere = NamedSharding(self.mesh, PartitionSpec())
-        sums = jax.device_put(_no_sums(), everywhere)
+        sums = jax.device_put(no_sums(), everywhere)
         self.state = self.state._replace(sums=sums)
         return row
 
     def _save(self) -> None:
         if not bool(checkpoints.all_finite(self.state.variables)):
             raise self._not_finite("a parameter that is not finite")
-        self.store.save(self.at, self.state)
+        self.store.save(self.at, self.state, self.batches.position)
 
     def _not_finite(self, what: str) -> TrainingError:
         last = self.store.latest()
@@ -346,57 +301,3 @@ class _Run:
             f"{self.stage.name}: {what} by step {self.at}; lower the learning rate. "
             f"Last good checkpoint: {good} in {self.store.folder}"
         )
-
-
-class MetricsLog:
-    """JSON lines; lines after step `keep_until` (of a run that was cut) are dropped."""
-
-    def __init__(self, path: pathlib.Path, keep_until: int = 0) -> None:
-        self.path = path
-        kept = [row for row in read_metrics(path) if row["step"] <= keep_until]
-        part = path.with_suffix(".part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        part.replace(path)
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Append one line."""
-        with self.path.open("a") as out:
-            out.write(json.dumps(row) + "\n")
-
-
-def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Every complete line of a metrics file; a last line cut short is left out."""
-    return list(_lines(path)) if path.exists() else []
-
-
-def _lines(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return
-
-
-class _Clock:
-    """Steps per second since the last reading, and the time of the next checkpoint."""
-
-    def __init__(self, period: float) -> None:
-        self.period = period
-        self.saved = self.read = time.monotonic()
-        self.read_at: int | None = None
-
-    def rings(self) -> bool:
-        if time.monotonic() - self.saved < self.period:
-            return False
-        self.saved = time.monotonic()
-        return True
-
-    def rate(self, at: int) -> float:
-        now = time.monotonic()
-        steps = at - self.read_at if self.read_at is not None else 0
-        rate = steps / (now - self.read)
-        self.read, self.read_at = now, at
-        return rate
-
-    def restart(self, at: int) -> None:
-        self.read, self.read_at = time.monotonic(), at
