@@ -1,5 +1,6 @@
 """Structured sparsity for JAX that ends in smaller, faster dense networks."""
 
+from sslx import lowering as lowering
 from sslx import measure as measure
 from sslx import psp as psp
 from sslx import select as select
@@ -45,5 +46,7 @@ from sslx._transforms import keep_zeros as keep_zeros
 from sslx._transforms import proximal as proximal
 from sslx._transforms import subgradient as subgradient
 from sslx._transforms import zero_threshold as zero_threshold
+from sslx.lowering import Tuned as Tuned
+from sslx.lowering import tune as tune
 
 __version__ = "0.1.0"

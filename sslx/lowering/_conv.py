@@ -1,0 +1,220 @@
+"""A convolution as data: sizes, strides and the kernel columns that are not zero."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+
+Pads = tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Which columns of a kernel may hold something else than zero.
+
+    A column is one tap and input channel of one group of filters; its entries lie in
+    the `O / groups` filters of that group.
+
+    Attributes:
+      shape: `(*window, I, groups)`.
+      bits: the mask, packed.
+    """
+
+    shape: tuple[int, ...]
+    bits: bytes
+
+    @classmethod
+    def of(cls, mask: np.ndarray) -> "Columns | None":
+        """None where all columns are alive."""
+        return None if mask.all() else cls(mask.shape, np.packbits(mask).tobytes())
+
+    @functools.cached_property
+    def mask(self) -> Bool[np.ndarray, "*shape"]:
+        """One boolean per column."""
+        flat = np.unpackbits(
+            np.frombuffer(self.bits, np.uint8), count=math.prod(self.shape)
+        )
+        return flat.astype(bool).reshape(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv:
+    """A convolution of `(N, *image, C)` with `(*window, C / groups, O)`.
+
+    `y[n, p, o] = sum over k, c of x[n, p * stride + k * dilation - pad, c] w[k, c, o]`
+
+    Attributes:
+      lhs: shape of `x`, channels last.
+      rhs: shape of `w`, filters last.
+      strides: per image axis.
+      padding: low and high, per image axis; may be negative.
+      lhs_dilation: distance of the entries of `x`, zeros between them.
+      rhs_dilation: distance of the taps.
+      groups: of filters, each of which reads its own part of the channels.
+      batch_groups: of images, each of which meets its own part of the filters.
+      dtype: of `x`.
+      result: of `y`.
+      precision: what `jax.lax` takes.
+      columns: the columns that are not zero; None means all.
+    """
+
+    lhs: tuple[int, ...]
+    rhs: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: Pads
+    lhs_dilation: tuple[int, ...]
+    rhs_dilation: tuple[int, ...]
+    groups: int
+    batch_groups: int
+    dtype: str
+    result: str
+    precision: Any
+    columns: Columns | None = None
+
+    @property
+    def image(self) -> tuple[int, ...]:
+        """Spatial sizes of the input."""
+        return self.lhs[1:-1]
+
+    @property
+    def window(self) -> tuple[int, ...]:
+        """Spatial sizes of the kernel."""
+        return self.rhs[:-2]
+
+    @functools.cached_property
+    def out(self) -> tuple[int, ...]:
+        """Spatial sizes of the output."""
+        return tuple(
+            (dilated(n, a) + sum(pad) - dilated(k, b)) // s + 1
+            for n, a, pad, k, b, s in zip(
+                self.image,
+                self.lhs_dilation,
+                self.padding,
+                self.window,
+                self.rhs_dilation,
+                self.strides,
+                strict=True,
+            )
+        )
+
+    @functools.cached_property
+    def mask(self) -> Bool[np.ndarray, "*window I groups"]:
+        """The columns that are not zero."""
+        if self.columns is None:
+            return np.ones((*self.rhs[:-1], self.groups), bool)
+        return self.columns.mask
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the columns that are not zero, padding included."""
+        per_column = math.prod(self.out) * self.lhs[0] * self.rhs[-1] // self.groups
+        return int(self.mask.sum()) * per_column
+
+    @functools.cached_property
+    def key(self) -> str:
+        """A text that is equal for equal convolutions, for a table on disk."""
+        columns = "all" if self.columns is None else self.columns.bits.hex()
+        fields = dataclasses.replace(self, columns=None)
+        return f"{fields}, columns={columns}"
+
+    def run(self, x: Array, w: Array) -> Array:
+        """XLA's own convolution."""
+        return jax.lax.conv_general_dilated(
+            x,
+            w,
+            self.strides,
+            self.padding,
+            self.lhs_dilation,
+            self.rhs_dilation,
+            dimension_numbers=_canonical(len(self.lhs)),
+            feature_group_count=self.groups,
+            batch_group_count=self.batch_groups,
+            precision=self.precision,
+            preferred_element_type=jnp.dtype(self.result),
+        )
+
+
+def dilated(size: int, distance: int) -> int:
+    """Length of `size` entries at a distance."""
+    return (size - 1) * distance + 1 if size else 0
+
+
+def from_params(
+    params: Mapping[str, Any],
+    lhs: Any,
+    rhs: Any,
+    alive: np.ndarray | None = None,
+) -> Conv:
+    """The convolution of an equation `conv_general_dilated`.
+
+    Args:
+      params: of the equation.
+      lhs: input, or its shape and dtype.
+      rhs: kernel, or its shape and dtype.
+      alive: the entries of the kernel that may differ from zero; None means all.
+    """
+    numbers = params["dimension_numbers"]
+    groups = params["feature_group_count"]
+    shape = _permuted(rhs.shape, _kernel_last(numbers.rhs_spec))
+    columns = None
+    if alive is not None:
+        entries = alive.transpose(_kernel_last(numbers.rhs_spec))
+        by_group = entries.reshape(*shape[:-1], groups, shape[-1] // groups)
+        columns = Columns.of(np.any(by_group, axis=-1))
+    result = params["preferred_element_type"] or lhs.dtype
+    return Conv(
+        lhs=_permuted(lhs.shape, _channels_last(numbers.lhs_spec)),
+        rhs=shape,
+        strides=tuple(params["window_strides"]),
+        padding=tuple((int(a), int(b)) for a, b in params["padding"]),
+        lhs_dilation=tuple(params["lhs_dilation"]),
+        rhs_dilation=tuple(params["rhs_dilation"]),
+        groups=groups,
+        batch_groups=params["batch_group_count"],
+        dtype=jnp.dtype(lhs.dtype).name,
+        result=jnp.dtype(result).name,
+        precision=params["precision"],
+        columns=columns,
+    )
+
+
+def to_canonical(params: Mapping[str, Any], lhs: Array, rhs: Array) -> list[Array]:
+    """The operands, channels and filters last."""
+    numbers = params["dimension_numbers"]
+    return [
+        lhs.transpose(_channels_last(numbers.lhs_spec)),
+        rhs.transpose(_kernel_last(numbers.rhs_spec)),
+    ]
+
+
+def from_canonical(params: Mapping[str, Any], out: Array) -> Array:
+    """The result in the layout of the equation."""
+    order = _channels_last(params["dimension_numbers"].out_spec)
+    return out.transpose(np.argsort(order))
+
+
+def _channels_last(spec: tuple[int, ...]) -> tuple[int, ...]:
+    return (spec[0], *spec[2:], spec[1])
+
+
+def _kernel_last(spec: tuple[int, ...]) -> tuple[int, ...]:
+    return (*spec[2:], spec[1], spec[0])
+
+
+def _permuted(shape: tuple[int, ...], order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(shape[a] for a in order)
+
+
+def _canonical(ndim: int) -> jax.lax.ConvDimensionNumbers:
+    image = tuple(range(1, ndim - 1))
+    last = ndim - 1
+    kernel = tuple(range(ndim - 2))
+    return jax.lax.ConvDimensionNumbers(
+        (0, last, *image), (last, last - 1, *kernel), (0, last, *image)
+    )

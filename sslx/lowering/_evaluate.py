@@ -1,0 +1,152 @@
+"""Evaluate a jaxpr with other forms of its convolutions, bodies of calls included."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from sslx import _jax_compat
+from sslx.lowering import _forms
+from sslx.lowering._conv import Conv, from_canonical, from_params, to_canonical
+from sslx.lowering._forms import Form
+
+Choose = Callable[[Conv, str], Form]
+"""A convolution and the name scope it stands in -> the form to compute it in."""
+
+Alive = np.ndarray | None
+"""The entries of an array that may differ from zero; None means all."""
+
+
+def lowered(fn: Callable[..., Any], choose: Choose, alive: Sequence[Alive]) -> Any:
+    """A function of the same flat arrays that computes `fn` in the chosen forms.
+
+    Args:
+      fn: of arrays, to a pytree.
+      choose: asked once for every convolution.
+      alive: per argument, which entries may differ from zero.
+    """
+
+    def run(*arrays: Any) -> Any:
+        closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*arrays)
+        known = {k: mask for k, mask in enumerate(alive) if mask is not None}
+        outs = _evaluate(closed, choose, known, arrays)
+        return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(shapes), outs)
+
+    return run
+
+
+def _evaluate(
+    jaxpr: Any, choose: Choose, alive: Mapping[int, np.ndarray], arrays: Sequence[Any]
+) -> list[Any]:
+    opened, consts = _jax_compat.open_jaxpr(jaxpr)
+    env: dict[Any, Any] = dict(zip(opened.constvars, consts, strict=True))
+    env.update(zip(opened.invars, arrays, strict=True))
+    masks = {opened.invars[k]: mask for k, mask in alive.items()}
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, _jax_compat.Literal) else env[atom]
+
+    def mask_of(atom: Any) -> Alive:
+        return None if isinstance(atom, _jax_compat.Literal) else masks.get(atom)
+
+    for eqn in opened.eqns:
+        operands = [read(atom) for atom in eqn.invars]
+        known = [mask_of(atom) for atom in eqn.invars]
+        with jax.named_scope(_jax_compat.scope(eqn)):
+            outs = _equation(eqn, choose, operands, known)
+        env.update(zip(eqn.outvars, outs, strict=True))
+        if eqn.primitive.name in _FOLLOWED and any(m is not None for m in known):
+            mask = _FOLLOWED[eqn.primitive.name](eqn, known)
+            if mask is not None:
+                masks[eqn.outvars[0]] = mask
+    return [read(atom) for atom in opened.outvars]
+
+
+def _equation(
+    eqn: Any, choose: Choose, operands: list[Any], known: list[Alive]
+) -> list[Any]:
+    name, params = eqn.primitive.name, dict(eqn.params)
+    if name == "conv_general_dilated":
+        conv = from_params(params, *operands, alive=known[1])
+        form = choose(conv, _jax_compat.scope(eqn))
+        if form.kind != "xla":
+            out = _forms.run(form, conv, *to_canonical(params, *operands))
+            return [from_canonical(params, out)]
+    elif name in ("jit", "pjit", "closed_call"):
+        body = params["jaxpr" if "jaxpr" in params else "call_jaxpr"]
+        alive = {k: m for k, m in enumerate(known) if m is not None}
+        return _evaluate(body, choose, alive, operands)
+    elif name in ("checkpoint", "remat", "remat2"):
+        run = functools.partial(_body, params["jaxpr"], choose)
+        keep = jax.checkpoint(
+            run, prevent_cse=params["prevent_cse"], policy=params["policy"]
+        )
+        return list(keep(*operands))
+    else:
+        for key, value in params.items():
+            if isinstance(value, _jax_compat.ClosedJaxpr):
+                params[key] = _rewritten(value, choose)
+            elif isinstance(value, tuple) and any(map(_jax_compat.is_jaxpr, value)):
+                params[key] = tuple(_rewritten(v, choose) for v in value)
+    out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(params))
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def _body(jaxpr: Any, choose: Choose, *arrays: Any) -> list[Any]:
+    return _evaluate(jaxpr, choose, {}, arrays)
+
+
+def _rewritten(jaxpr: Any, choose: Choose) -> Any:
+    if not has_convolution(jaxpr):
+        return jaxpr
+    return jax.make_jaxpr(functools.partial(_body, jaxpr, choose))(*jaxpr.in_avals)
+
+
+def has_convolution(jaxpr: Any) -> bool:
+    """Whether a convolution stands in a jaxpr or in a body of its calls."""
+    opened, _ = _jax_compat.open_jaxpr(jaxpr)
+    for eqn in opened.eqns:
+        if eqn.primitive.name == "conv_general_dilated":
+            return True
+        for value in eqn.params.values():
+            bodies = value if isinstance(value, tuple) else (value,)
+            if any(_jax_compat.is_jaxpr(b) and has_convolution(b) for b in bodies):
+                return True
+    return False
+
+
+# How zero entries pass through what often stands between a parameter and its use.
+
+
+def _same(eqn: Any, known: list[Alive]) -> Alive:
+    return known[0]
+
+
+def _transpose(eqn: Any, known: list[Alive]) -> Alive:
+    return None if known[0] is None else known[0].transpose(eqn.params["permutation"])
+
+
+def _reshape(eqn: Any, known: list[Alive]) -> Alive:
+    return None if known[0] is None else known[0].reshape(eqn.outvars[0].aval.shape)
+
+
+def _product(eqn: Any, known: list[Alive]) -> Alive:
+    shape = eqn.outvars[0].aval.shape
+    full = [m for m in known if m is not None and m.shape == shape]
+    return np.logical_and.reduce(full) if full else None
+
+
+_FOLLOWED: dict[str, Callable[[Any, list[Alive]], Alive]] = {
+    "convert_element_type": _same,
+    "copy": _same,
+    "copy_p": _same,
+    "neg": _same,
+    "stop_gradient": _same,
+    "optimization_barrier": _same,
+    "reshape": _reshape,
+    "squeeze": _reshape,
+    "transpose": _transpose,
+    "mul": _product,
+}

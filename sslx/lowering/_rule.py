@@ -1,0 +1,87 @@
+"""Which forms are worth timing, and which one to take without timing."""
+
+import dataclasses
+import math
+
+from sslx.lowering import _forms
+from sslx.lowering._conv import Conv
+from sslx.lowering._forms import XLA, Form, Kind
+
+_CHUNK_BYTES = 2 << 20
+_DENSE: tuple[Kind, ...] = ("xla", "im2col", "dot")
+_INNER: tuple[Kind, ...] = ("crop", "union", "gather", "gather_columns", "classes")
+
+
+def candidates(conv: Conv) -> list[Form]:
+    """All forms that apply and may win, XLA's own first."""
+    found = [XLA]
+    if conv.groups > 1:
+        found += [Form("depthwise")]
+        if conv.groups <= 8:
+            found += [Form("split", inner=kind) for kind in _inner(conv)]
+    elif any(d > 1 for d in conv.lhs_dilation):
+        found += [Form("phases", inner=kind) for kind in _DENSE]
+    elif conv.columns is None:
+        found += [Form(kind) for kind in ("crop", "dot", "im2col", "unrolled")]
+        if conv.rhs[-2] >= 128:
+            found += [Form("shifted")]
+    else:
+        found += [Form(kind) for kind in ("crop", "union", "unrolled", "classes")]
+        found += [Form("shifted"), Form("dot")]
+    found += _chunked(conv)
+    return [form for form in dict.fromkeys(found) if not _forms.applies(form, conv)]
+
+
+def rule(conv: Conv) -> Form:
+    """The form to take on a CPU when nothing was measured.
+
+    | convolution | form |
+    | --- | --- |
+    | one channel per group | `depthwise` |
+    | 2 to 8 groups | `split`, each part as below |
+    | a dilated input without strides | `phases` |
+    | one tap, no padding | `dot` |
+    | a kernel larger than the image | `unrolled`, or `im2col` |
+    | half of the columns zero or more | `gather_columns`, in chunks |
+    | else | `crop` where taps die, `xla` |
+    """
+    if conv.batch_groups > 1:
+        return XLA
+    if conv.groups > 1:
+        if not _forms.applies(Form("depthwise"), conv):
+            return Form("depthwise")
+        if conv.groups > 8 or _forms.applies(Form("split"), conv):
+            return XLA
+        inner = {rule(dataclasses.replace(p)).kind for p in _forms.groups_of(conv)}
+        return Form("split", inner=inner.pop() if len(inner) == 1 else "xla")
+    if any(d > 1 for d in conv.lhs_dilation):
+        phases = Form("phases")
+        return XLA if _forms.applies(phases, conv) else phases
+    if not _forms.applies(Form("dot"), conv):
+        return Form("dot")
+    if any(k > n for k, n in zip(conv.window, conv.image, strict=True)):
+        small = math.prod(conv.out) <= 4
+        return Form("unrolled" if small else "im2col")
+    if conv.columns is not None:
+        if conv.mask.mean() <= 0.5:
+            chunks = _chunked(conv)
+            return chunks[-1] if chunks else Form("gather_columns")
+        return Form("crop")
+    return XLA
+
+
+def _inner(conv: Conv) -> list[Kind]:
+    return list(_DENSE) if conv.columns is None else ["xla", *_INNER]
+
+
+def _chunked(conv: Conv) -> list[Form]:
+    """Gathered products, whole and in parts whose patches fit the cache."""
+    if conv.groups > 1 or conv.columns is None:
+        return []
+    kinds: tuple[Kind, ...] = ("gather", "gather_columns")
+    per_image = int(conv.mask.sum()) * math.prod(conv.out) * 4
+    fits = max(1, _CHUNK_BYTES // max(per_image, 1))
+    images = conv.lhs[0]
+    sizes = [n for n in range(1, images) if images % n == 0 and n <= fits][-1:]
+    forms = [Form(kind) for kind in kinds]
+    return forms + [Form(kind, chunk=n) for n in sizes for kind in kinds]

@@ -1,0 +1,225 @@
+"""`tune`: the fastest exact forms and compiler options for a function."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from sslx._calls import Call, struct, take_apart
+from sslx.lowering._conv import Conv
+from sslx.lowering._evaluate import Alive, lowered
+from sslx.lowering._forms import XLA, Form
+from sslx.lowering._measure import Cache
+from sslx.lowering._rule import rule
+from sslx.measure import latency
+
+Lowering = Literal["xla", "rule", "measure"]
+_NO_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What one convolution was measured to be best computed as.
+
+    Attributes:
+      name: the scope it stands in.
+      conv: the convolution.
+      form: the form taken.
+      seconds: per form that came near, median of the rounds; empty under `"rule"`.
+      times: how often the function has this very convolution.
+    """
+
+    name: str
+    conv: Conv
+    form: Form
+    seconds: Mapping[Form, float]
+    times: int = 1
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Tuned:
+    """A function with the forms of its convolutions and the compiler options chosen.
+
+    Attributes:
+      fn: the original function.
+      lowering: how forms are chosen.
+      choices: one per distinct convolution, in order of execution.
+      compiler_options: what to give to `jax.jit`; they do nothing inside another jit.
+      programs: under `"measure"`, seconds of the whole function per way to lower it, of
+        which the fastest was taken.
+    """
+
+    fn: Callable[..., Any]
+    lowering: Lowering
+    choices: tuple[Choice, ...]
+    compiler_options: Mapping[str, str]
+    programs: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def apply(self, *args: Any, **kwargs: Any) -> Any:
+        """`fn(*args, **kwargs)`, traced anew, in the chosen forms.
+
+        Convolutions that were not seen when the choice was made, such as those of
+        another batch size, take the form of the rule.
+        """
+        call = take_apart(args, kwargs)
+        known = {choice.conv: choice.form for choice in self.choices}
+
+        def choose(conv: Conv, name: str) -> Form:
+            del name
+            if self.lowering == "xla":
+                return XLA
+            return known.get(conv) or default_form(conv)
+
+        return lowered(_flat(self.fn, call), choose, ())(*call.arrays)
+
+    @functools.cached_property
+    def jitted(self) -> Callable[..., Any]:
+        """`apply` under `jax.jit` with the options; settings are static."""
+        return jax.jit(self.apply, compiler_options=dict(self.compiler_options))
+
+    def __call__(self, *args: Any) -> Any:
+        """`fn(*args)`, compiled with the options."""
+        return self.jitted(*args)
+
+
+def tune(
+    fn: Callable[..., Any],
+    *args: Any,
+    lowering: Lowering = "rule",
+    cache: str | os.PathLike[str] | None = None,
+    **kwargs: Any,
+) -> Tuned:
+    """Choose how a function's convolutions are computed, and how it is compiled.
+
+    Every form is exact: the result differs by rounding only. Convolutions are found
+    wherever they stand (`jit`, `scan`, `cond`, `while`, `checkpoint`), those that
+    differentiation made included, so `fn` may be a whole training step.
+
+    Args:
+      fn: any JAX function.
+      *args: an example call; shapes are enough.
+      lowering: `"rule"` takes forms and options by a rule for CPUs, and leaves other
+        devices to XLA; `"measure"` times the candidates of every convolution, and then
+        whole programs, here and now; `"xla"` leaves everything to XLA.
+      cache: folder of the timings of convolutions, which are used again; by default
+        `$XDG_CACHE_HOME/sslx` or `~/.cache/sslx`.
+      **kwargs: more of the call; leaves that are not arrays are static.
+
+    Returns:
+      A `Tuned`, which is called like `fn`.
+
+    Raises:
+      ValueError: the cache is damaged.
+
+    Example:
+      >>> fast = sslx.tune(model.apply, variables, x, lowering="measure")
+      >>> y = fast(variables, x)
+    """
+    call = take_apart(args, kwargs)
+    found = convolutions(fn, call)
+    if lowering == "xla":
+        return Tuned(fn, lowering, (), {})
+    if lowering == "rule":
+        choices = _choices(found, default_form)
+        return Tuned(fn, lowering, choices, _option_sets()[-1])
+    return _measured(fn, call, found, Cache(cache))
+
+
+def _measured(
+    fn: Callable[..., Any], call: Call, found: list[tuple[str, Conv]], cache: Cache
+) -> Tuned:
+    """The fastest whole program among XLA's, the rule's and the measured ones."""
+    ways: dict[str, Tuned] = {}
+    for options in _option_sets():
+        seconds = {conv: cache.timings(conv, options) for _, conv in found}
+        forms = {
+            "xla": {conv: XLA for conv in seconds},
+            "rule": {conv: default_form(conv) for conv in seconds},
+            "measured": {
+                conv: min(s, key=s.__getitem__) for conv, s in seconds.items()
+            },
+        }
+        label = "without YNN" if options else "default options"
+        for name, chosen in forms.items():
+            choices = _choices(found, chosen.__getitem__, seconds.__getitem__)
+            ways[f"{name}, {label}"] = Tuned(fn, "measure", choices, options)
+    distinct = {
+        (tuple(c.form for c in way.choices), tuple(way.compiler_options)): name
+        for name, way in ways.items()
+    }
+    arrays = [_concrete(x) for x in call.arrays]
+    args, kwargs = call.rebuild(arrays)
+    calls = {
+        name: functools.partial(ways[name].jitted, *args, **kwargs)
+        for name in distinct.values()
+    }
+    times = latency(calls, repeats=9, warmup=2)
+    seconds = {name: times[name].median for name in calls}
+    best = min(seconds, key=seconds.__getitem__)
+    return dataclasses.replace(ways[best], programs=seconds)
+
+
+def _choices(
+    found: list[tuple[str, Conv]],
+    form: Callable[[Conv], Form],
+    seconds: Callable[[Conv], Mapping[Form, float]] = lambda conv: {},
+) -> tuple[Choice, ...]:
+    names: dict[Conv, list[str]] = {}
+    for name, conv in found:
+        names.setdefault(conv, []).append(name)
+    return tuple(
+        Choice(scopes[0], conv, form(conv), seconds(conv), len(scopes))
+        for conv, scopes in names.items()
+    )
+
+
+@functools.cache
+def _option_sets() -> list[dict[str, str]]:
+    """The compiler options worth trying on this backend, the rule's choice last."""
+    if jax.default_backend() != "cpu":
+        return [{}]
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=_NO_YNN)(0.0)
+    except jax.errors.JaxRuntimeError:
+        return [{}]
+    return [{}, _NO_YNN]
+
+
+def _concrete(array: Any) -> Any:
+    if not isinstance(array, jax.ShapeDtypeStruct):
+        return array
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return jnp.broadcast_to(jax.random.key(0), array.shape)
+    return jnp.zeros(array.shape, array.dtype)
+
+
+def _flat(fn: Callable[..., Any], call: Call) -> Callable[..., Any]:
+    def run(*arrays: Any) -> Any:
+        args, kwargs = call.rebuild(arrays)
+        return fn(*args, **kwargs)
+
+    return run
+
+
+def default_form(conv: Conv) -> Form:
+    """The rule's form where the rule holds: on a CPU; else XLA's."""
+    return rule(conv) if jax.default_backend() == "cpu" else XLA
+
+
+def convolutions(
+    fn: Callable[..., Any], call: Call, alive: Sequence[Alive] = ()
+) -> list[tuple[str, Conv]]:
+    """Every convolution of a call, with its scope."""
+    found: list[tuple[str, Conv]] = []
+
+    def note(conv: Conv, name: str) -> Form:
+        found.append((name, conv))
+        return XLA
+
+    shapes = [struct(x) for x in call.arrays]
+    jax.eval_shape(lowered(_flat(fn, call), note, alive), *shapes)
+    return found

@@ -1,0 +1,184 @@
+"""All forms of a convolution agree, and functions keep their values and gradients."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sslx
+from sslx import lowering
+from sslx.lowering import Columns, Conv, Form
+
+KINDS = (
+    "xla",
+    "crop",
+    "union",
+    "dot",
+    "im2col",
+    "gather",
+    "gather_columns",
+    "shifted",
+    "classes",
+    "unrolled",
+    "depthwise",
+)
+FORMS = [Form(kind, chunk) for kind in KINDS for chunk in (0, 2)]
+FORMS += [Form(kind, 0, inner) for kind in ("split", "phases") for inner in KINDS]
+
+
+@st.composite
+def specifications(draw: st.DrawFn) -> dict[str, Any]:
+    ndim = draw(st.integers(1, 2))
+    few = functools.partial(st.integers, 1)
+    image = tuple(draw(few(6)) for _ in range(ndim))
+    window = tuple(draw(few(4)) for _ in range(ndim))
+    dilations = draw(st.sampled_from([(1, 1), (1, 2), (2, 1)]))
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    channels, filters = draw(few(3)), groups * draw(few(3))
+    spec: dict[str, Any] = dict(
+        lhs=(draw(st.sampled_from([1, 2, 4])), *image, channels * groups),
+        rhs=(*window, channels, filters),
+        strides=tuple(draw(few(2 if dilations[0] == 1 else 1)) for _ in range(ndim)),
+        padding=tuple((draw(few(3)) - 1, draw(few(3)) - 1) for _ in range(ndim)),
+        lhs_dilation=(dilations[0],) * ndim,
+        rhs_dilation=(dilations[1],) * ndim,
+        groups=groups,
+        batch_groups=1,
+        dtype="float64",
+        result="float64",
+        precision=None,
+    )
+    density, seed = (
+        draw(st.sampled_from([0.1, 0.5, 0.9, 1.0])),
+        draw(st.integers(0, 99)),
+    )
+    return spec | dict(density=density, seed=seed)
+
+
+def convolution(density: float, seed: int, **fields: Any) -> Conv:
+    conv = Conv(**fields)
+    hypothesis.assume(all(n > 0 for n in conv.out))
+    shape = (*conv.rhs[:-1], conv.groups)
+    mask = np.random.default_rng(seed).random(shape) < density
+    return dataclasses.replace(conv, columns=Columns.of(mask))
+
+
+def operands(conv: Conv, seed: int = 0) -> tuple[jax.Array, jax.Array]:
+    rng = np.random.default_rng(seed)
+    w = rng.standard_normal((*conv.rhs[:-1], conv.groups, conv.rhs[-1] // conv.groups))
+    w = (w * conv.mask[..., None]).reshape(conv.rhs)
+    return jnp.asarray(rng.standard_normal(conv.lhs)), jnp.asarray(w)
+
+
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(specifications(), st.integers(0, len(FORMS) - 1))
+def test_every_form_is_exact(spec: dict[str, Any], start: int) -> None:
+    conv = convolution(**spec)
+    with jax.enable_x64(True):
+        x, w = operands(conv)
+        expected = conv.run(x, w)
+        forms = FORMS[start:] + FORMS[:start]
+        for form in [f for f in forms if lowering.applies(f, conv) is None][:3]:
+            found = lowering.run(form, conv, x, w)
+            np.testing.assert_allclose(found, expected, 1e-10, 1e-10, err_msg=str(form))
+
+
+def layer(x: jax.Array, w: jax.Array, **options: Any) -> jax.Array:
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x, w, (1, 1), "SAME", dimension_numbers=numbers, **options
+    )
+
+
+def in_calls(variables: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    """Convolutions inside of every kind of call, two of them in other layouts."""
+    x = jax.jit(layer)(x, variables["dense"])
+    x = jax.checkpoint(lambda x: jnp.tanh(layer(x, variables["dense"])))(x)
+    depthwise = functools.partial(layer, feature_group_count=4)
+    x, _ = jax.lax.scan(lambda x, w: (depthwise(x, w), None), x, variables["stack"])
+    x = jax.lax.cond(x.sum() > 0, lambda x: layer(x, variables["one"]), jnp.tanh, x)
+    x = jax.lax.fori_loop(0, 2, lambda _, x: layer(x, variables["dense"]) / 2, x)
+    numbers = ("NCHW", "OIHW", "NCHW")
+    return jax.lax.conv_general_dilated(
+        x.transpose(0, 3, 1, 2),
+        variables["one"].transpose(3, 2, 0, 1),
+        (2, 2),
+        "VALID",
+        dimension_numbers=numbers,
+    )
+
+
+def weights(key: jax.Array) -> dict[str, jax.Array]:
+    shapes = {"dense": (3, 3, 4, 4), "stack": (2, 3, 3, 1, 4), "one": (1, 1, 4, 4)}
+    keys = jax.random.split(key, len(shapes))
+    return {
+        name: jax.random.normal(k, shape) / 3
+        for k, (name, shape) in zip(keys, shapes.items(), strict=True)
+    }
+
+
+def test_the_rule_changes_every_kind_of_call_exactly() -> None:
+    with jax.enable_x64(True):
+        variables, x = weights(jax.random.key(0)), jnp.ones((2, 2, 2, 4)) / 3
+        tuned = sslx.tune(in_calls, variables, x)
+        kinds = {str(choice.form) for choice in tuned.choices}
+        assert kinds == {"unrolled", "depthwise", "dot"}
+        np.testing.assert_allclose(tuned(variables, x), in_calls(variables, x), 1e-12)
+        assert "conv_general_dilated" not in str(
+            jax.make_jaxpr(tuned.apply)(variables, x)
+        )
+
+
+def test_gradients_pass_through() -> None:
+    with jax.enable_x64(True):
+        variables, x = weights(jax.random.key(0)), jnp.ones((2, 6, 6, 4)) / 3
+        variables = {k: v for k, v in variables.items() if k != "stack"}
+
+        def loss(variables: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+            y = layer(jnp.tanh(layer(x, variables["dense"])), variables["one"])
+            return jnp.sum(y**2)
+
+        expected = jax.grad(loss)(variables, x)
+        outer = sslx.tune(jax.grad(loss), variables, x)(variables, x)
+        inner = jax.grad(sslx.tune(loss, variables, x).apply)(variables, x)
+        for name, array in expected.items():
+            np.testing.assert_allclose(outer[name], array, 1e-10)
+            np.testing.assert_allclose(inner[name], array, 1e-10)
+
+
+def test_measured_choices_are_kept_on_disk(tmp_path, monkeypatch) -> None:
+    x, w = jnp.ones((4, 2, 2, 8)), jnp.ones((3, 3, 8, 8))
+    first = sslx.tune(layer, x, w, lowering="measure", cache=tmp_path)
+    (choice,) = first.choices
+    assert choice.seconds and set(choice.seconds) <= set(
+        lowering.candidates(choice.conv)
+    )
+    assert first.programs and min(first.programs.values()) > 0
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("sslx.lowering._measure.timings", refuse)
+    again = sslx.tune(layer, x, w, lowering="measure", cache=tmp_path)
+    assert [c.conv for c in again.choices] == [c.conv for c in first.choices]
+    np.testing.assert_allclose(again(x, w), layer(x, w), 1e-5)
+
+
+def test_a_damaged_table_names_itself(tmp_path) -> None:
+    cache = lowering.Cache(tmp_path)
+    cache.path.write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match=cache.path.name):
+        lowering.Cache(tmp_path)
+
+
+def test_xla_leaves_the_program_alone() -> None:
+    x, w = jnp.ones((4, 2, 2, 8)), jnp.ones((3, 3, 8, 8))
+    tuned = sslx.tune(layer, x, w, lowering="xla")
+    assert not tuned.choices and not tuned.compiler_options
+    assert "conv_general_dilated" in str(jax.make_jaxpr(tuned.apply)(x, w))
