@@ -1,6 +1,5 @@
 """Which forms are worth timing, and which one to take without timing."""
 
-import dataclasses
 import math
 
 from sslx.lowering import _forms
@@ -52,7 +51,7 @@ def rule(conv: Conv) -> Form:
             return Form("depthwise")
         if conv.groups > 8 or _forms.applies(Form("split"), conv):
             return XLA
-        inner = {rule(dataclasses.replace(p)).kind for p in _forms.groups_of(conv)}
+        inner: set[Kind] = {rule(part).kind for part in _forms.groups_of(conv)}
         return Form("split", inner=inner.pop() if len(inner) == 1 else "xla")
     if any(d > 1 for d in conv.lhs_dilation):
         phases = Form("phases")
