@@ -2,11 +2,8 @@
 
 import dataclasses
 import functools
-import itertools
-import pathlib
 import statistics
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,96 +13,10 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 import sslx
-from experiments import data, models, runs, sparsity, train
+from experiments import models, runs, sparsity, train
+from experiments.ssl_config import Config as Config
+from experiments.ssl_config import fields as fields
 from sslx import measure
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """The options that baseline, compact, fine-tuning and benchmark read."""
-
-    preset: Literal["smoke", "cpu", "paper"] = "cpu"
-    """Defaults of all numbers: smoke (minutes), cpu (1.5 hours, 2 cores), paper."""
-    data: Literal["cifar10", "cifar100", "digits"] = "cifar10"
-    """Images; digits are scikit-learn's 1,797, brought to 32x32x3."""
-    data_dir: pathlib.Path | None = None
-    """Folder of tensorflow-datasets [$SSLX_DATA_DIR or ~/tensorflow_datasets]."""
-    model: Literal[
-        "resnet8",
-        "resnet20",
-        "resnet32",
-        "resnet56",
-        "resnet110",
-        "resnet164",
-        "densenet40",
-        "densenet100",
-        "densenet100bc",
-        "vgg16",
-        "vgg19",
-        "convnet",
-        "lenet",
-    ] = "resnet20"
-    """Network."""
-    seed: int = 0
-    """Of initial values, order and augmentation."""
-    batch: int = 128
-    """Images per step."""
-    weight_decay: float = 5e-4
-    """L2 decay of kernels; in SSL not of those it regularises, but of whole layers."""
-    baseline_epochs: int = 9
-    """Epochs from scratch."""
-    learning_rate: float = 0.3
-    """Baseline: peak of warm-up and cosine."""
-    structure: sparsity.Structure = "coupled"
-    """What a group is; coupled: a filter with the input channel that reads it."""
-    block: int = 8
-    """Filters and channels in one group: fast widths are multiples of 8."""
-    finetune_epochs: int = 5
-    """Epochs of the compact network."""
-    finetune_learning_rate: float = 0.1
-    """Fine-tuning: peak of warm-up and cosine."""
-    benchmark_batches: tuple[int, ...] = (1, 32, 256)
-    """Batch sizes to time."""
-    benchmark_repeats: int = 30
-    """Rounds of the timing, dense and compact side by side in each."""
-
-    def ranges(self) -> dict[str, tuple[float, float]]:
-        """Option -> smallest and largest value."""
-        counts = ("batch", "block", "baseline_epochs", "finetune_epochs")
-        rates = ("learning_rate", "finetune_learning_rate")
-        return {
-            **dict.fromkeys((*counts, "benchmark_repeats"), (1, 1 << 20)),
-            **dict.fromkeys(rates, (0.0, 1e3)),
-            "weight_decay": (0.0, 1.0),
-        }
-
-    def __post_init__(self) -> None:
-        for name, (low, high) in self.ranges().items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                option = name.replace("_", "-")
-                raise ValueError(f"--{option}: got {value}, expected {low} to {high:g}")
-
-
-def fields(
-    stages: Sequence[str], sparse: tuple[str, ...]
-) -> dict[str, tuple[str, ...]]:
-    """Stage -> the options it depends on: its own and those of all before it.
-
-    Args:
-        stages: baseline, one that makes zeros, compact, finetune, benchmark, report.
-        sparse: the options of the second.
-    """
-    baseline = ("data", "model", "seed", "batch", "weight_decay", "learning_rate")
-    own = (
-        (*baseline, "baseline_epochs"),
-        sparse,
-        (),
-        ("finetune_epochs", "finetune_learning_rate"),
-        ("benchmark_batches", "benchmark_repeats"),
-    )
-    sums = itertools.accumulate(own)
-    return {**dict(zip(stages, sums, strict=False)), stages[-1]: ()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +25,7 @@ class Context:
 
     config: Any
     run: runs.Run
-    arrays: data.Arrays
+    arrays: Any  # data.Arrays, or a `train.Source` that has `classes` too
 
     @property
     def method(self) -> str:
@@ -122,9 +33,25 @@ class Context:
         return "SSL"
 
     @functools.cached_property
+    def source(self) -> train.Source:
+        """What trainings read."""
+        return train.Resident(self.arrays)
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Options of every training that follow from the data."""
+        name = self.arrays.name
+        return {"flip": name.startswith("cifar"), "pad": 0 if "mnist" in name else 4}
+
+    @functools.cached_property
     def model(self) -> nn.Module:
         """The dense network."""
         return models.create(self.config.model, len(self.arrays.classes))
+
+    @property
+    def exact(self) -> nn.Module:
+        """The dense network computing in float32, to compare with."""
+        return self.model
 
     @functools.cached_property
     def trained(self) -> dict[str, Any]:
@@ -143,6 +70,19 @@ class Context:
         return sparsity.make_groups(self.config.structure, params, self.config.block)
 
     @functools.cached_property
+    def penalised(self) -> sslx.Groups:
+        """The groups, with the factors of lambda."""
+        if self.config.multipliers == "authors":
+            return self.groups.weighted(sparsity.AUTHORS_MULTIPLIERS)
+        return self.groups
+
+    @functools.cached_property
+    def group_macs(self) -> dict[str, float]:
+        """Share of the multiply-accumulates in one group of each class."""
+        cost = measure.cost(self.model.apply, self.trained, self.images(1))
+        return sparsity.group_macs(self.groups, cost)
+
+    @functools.cached_property
     def small(self) -> Any:
         """The compact network as SSL left it."""
         folder = self.run.path("compact") / "model"
@@ -159,6 +99,16 @@ class Context:
             jnp.asarray(self.arrays.test_images[:count])
         )
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Height, width and colours."""
+        return self.arrays.train_images.shape[1:]
+
+    @property
+    def checked(self) -> int:
+        """How many images the compact network is compared on."""
+        return min(1000, len(self.arrays.test_labels))
+
     def schedule(
         self, peak: float, epochs: int, epoch_steps: int = 0
     ) -> optax.Schedule:
@@ -171,24 +121,23 @@ class Context:
     @property
     def per_epoch(self) -> int:
         """Steps of one epoch."""
-        return len(self.arrays.train_labels) // self.config.batch
+        return self.source.count // self.config.batch
 
 
 def fit(
     context: Context, stage: train.Stage, epochs: int, epoch_steps: int = 0
 ) -> dict[str, Any]:
     """Variables after the stage, trained as far as it is not yet."""
-    config, name = context.config, context.arrays.name
+    config = context.config
     options = train.Options(
         epochs,
         config.batch,
         config.seed,
         epoch_steps=epoch_steps,
-        flip=name.startswith("cifar"),
-        pad=0 if "mnist" in name else 4,
         log_every=max(1, min(50, (epoch_steps or context.per_epoch) // 4)),
+        **context.training,
     )
-    return train.fit(stage, context.arrays, options, context.run.path(stage.name))
+    return train.fit(stage, context.source, options, context.run.path(stage.name))
 
 
 def sgd(
@@ -215,11 +164,10 @@ def baseline_stage(context: Context) -> train.Stage:
     """The dense network from scratch."""
     config = context.config
     schedule = context.schedule(config.learning_rate, config.baseline_epochs)
-    shape = context.arrays.train_images.shape[1:]
     return train.Stage(
         "baseline",
         context.model.apply,
-        models.init(context.model, shape, config.seed),
+        models.init(context.model, context.image_shape, config.seed),
         sgd(schedule, config.weight_decay),
         schedule,
     )
@@ -227,13 +175,9 @@ def baseline_stage(context: Context) -> train.Stage:
 
 def ssl_stage(context: Context) -> train.Stage:
     """Group lasso from the trained network, stronger until the target is met."""
-    config, groups = context.config, context.groups
-    if config.multipliers == "authors":
-        groups = groups.weighted(sparsity.AUTHORS_MULTIPLIERS)
+    config, groups, macs = context.config, context.penalised, context.group_macs
     schedule = context.schedule(config.ssl_learning_rate, config.ssl_epochs)
     strength = sparsity.growing(config.strength, config.growth, context.per_epoch)
-    cost = measure.cost(context.model.apply, context.trained, context.images(1))
-    macs = sparsity.group_macs(groups, cost)
     regularised = tuple(m.path for c in groups.classes for m in c.members)
     proximal = sparsity.proximal_to_target(
         groups, schedule, strength, macs, config.target
@@ -288,10 +232,10 @@ def compact(context: Context) -> dict[str, Any]:
     Raises:
         train.TrainingError: the compact network computes something else.
     """
-    images = context.images(min(1000, len(context.arrays.test_labels)))
-    small = sslx.compact(context.model.apply, context.sparse, images[:1])
+    images, apply = context.images(context.checked), context.exact.apply
+    small = sslx.compact(apply, context.sparse, images[:1])
     sslx.save(context.run.path("compact") / "model", small)
-    wanted = jax.jit(context.model.apply)(context.sparse, images)
+    wanted = jax.jit(apply)(context.sparse, images)
     got = jax.jit(small.apply)(small.variables, images)
     error = float(jnp.max(jnp.abs(got - wanted)) / jnp.max(jnp.abs(wanted)))
     if not error < 1e-4:
@@ -301,7 +245,7 @@ def compact(context: Context) -> dict[str, Any]:
         )
     print(small.summary())
     print(f"compact and zeroed outputs agree to {error:.1e} on {len(images)} images")
-    before = measure.cost(context.model.apply, context.sparse, images[:1])
+    before = measure.cost(apply, context.sparse, images[:1])
     after = measure.cost(small.apply, small.variables, images[:1])
     return {
         "relative_error": error,
@@ -351,11 +295,11 @@ def report(context: Context) -> dict[str, Any]:
 def trained_result(
     context: Context, stage: str, apply: train.Apply, variables: dict[str, Any]
 ) -> dict[str, Any]:
-    """Accuracy after the last epoch, cost, and how long the stage trained."""
+    """Test figures after the last epoch, cost, and how long the stage trained."""
     rows = train.read_metrics(context.run.path(stage) / "metrics.jsonl")
     cost = measure.cost(apply, variables, context.images(1))
     return {
-        "test_accuracy": rows[-1]["test_accuracy"],
+        **{name: x for name, x in rows[-1].items() if name.startswith("test_")},
         "macs": cost.macs,
         "parameters": cost.parameters,
         "weights": cost.weights,
