@@ -125,7 +125,7 @@ def tune(
         return Tuned(fn, lowering, (), {})
     if lowering == "rule":
         choices = _choices(found, default_form)
-        return Tuned(fn, lowering, choices, _option_sets()[-1])
+        return Tuned(fn, lowering, choices, option_sets()[-1])
     return _measured(fn, call, found, Cache(cache))
 
 
@@ -134,7 +134,7 @@ def _measured(
 ) -> Tuned:
     """The fastest whole program among XLA's, the rule's and the measured ones."""
     ways: dict[str, Tuned] = {}
-    for options in _option_sets():
+    for options in option_sets():
         seconds = {conv: cache.timings(conv, options) for _, conv in found}
         forms = {
             "xla": {conv: XLA for conv in seconds},
@@ -178,7 +178,7 @@ def _choices(
 
 
 @functools.cache
-def _option_sets() -> list[dict[str, str]]:
+def option_sets() -> list[dict[str, str]]:
     """The compiler options worth trying on this backend, the rule's choice last."""
     if jax.default_backend() != "cpu":
         return [{}]
