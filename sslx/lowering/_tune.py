@@ -8,16 +8,19 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sslx._calls import Call, struct, take_apart
-from sslx.lowering._conv import Conv
+from sslx.lowering._conv import Columns, Conv
 from sslx.lowering._evaluate import Alive, lowered
 from sslx.lowering._forms import XLA, Form
 from sslx.lowering._measure import Cache
 from sslx.lowering._rule import rule
 from sslx.measure import latency
+from sslx.measure._table import shape_text, text_table
 
 Lowering = Literal["xla", "rule", "measure"]
+Nonzero = tuple[Columns | None, ...]
 _NO_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
@@ -51,6 +54,7 @@ class Tuned:
       compiler_options: what to give to `jax.jit`; they do nothing inside another jit.
       programs: under `"measure"`, seconds of the whole function per way to lower it, of
         which the fastest was taken.
+      nonzero: per array of the call, which entries may differ from zero.
     """
 
     fn: Callable[..., Any]
@@ -58,6 +62,7 @@ class Tuned:
     choices: tuple[Choice, ...]
     compiler_options: Mapping[str, str]
     programs: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    nonzero: Nonzero = ()
 
     def apply(self, *args: Any, **kwargs: Any) -> Any:
         """`fn(*args, **kwargs)`, traced anew, in the chosen forms.
@@ -65,25 +70,69 @@ class Tuned:
         Convolutions that were not seen when the choice was made, such as those of
         another batch size, take the form of the rule.
         """
+        if self.lowering == "xla":
+            return self.fn(*args, **kwargs)
         call = take_apart(args, kwargs)
         known = {choice.conv: choice.form for choice in self.choices}
 
         def choose(conv: Conv, name: str) -> Form:
             del name
-            if self.lowering == "xla":
-                return XLA
             return known.get(conv) or default_form(conv)
 
-        return lowered(_flat(self.fn, call), choose, ())(*call.arrays)
+        masks = _masks(self.nonzero)
+        return lowered(_flat(self.fn, call), choose, masks)(*call.arrays)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """`fn(*args, **kwargs)`, compiled with the options."""
+        call = take_apart(args, kwargs)
+        return self._compiled(call.treedef, call.fixed, call.arrays)
 
     @functools.cached_property
-    def jitted(self) -> Callable[..., Any]:
-        """`apply` under `jax.jit` with the options; settings are static."""
-        return jax.jit(self.apply, compiler_options=dict(self.compiler_options))
+    def _compiled(self) -> Callable[..., Any]:
+        def run(treedef: Any, fixed: Any, arrays: Any) -> Any:
+            args, kwargs = Call(treedef, fixed, ()).rebuild(arrays)
+            return self.apply(*args, **kwargs)
 
-    def __call__(self, *args: Any) -> Any:
-        """`fn(*args)`, compiled with the options."""
-        return self.jitted(*args)
+        options = dict(self.compiler_options)
+        return jax.jit(run, static_argnums=(0, 1), compiler_options=options)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One JSON-able dict per distinct convolution."""
+        return [
+            {
+                "name": c.name,
+                "kernel": c.conv.rhs,
+                "output": (c.conv.lhs[0], *c.conv.out, c.conv.rhs[-1]),
+                "macs": c.conv.macs,
+                "times": c.times,
+                "form": str(c.form),
+                "seconds": {str(form): s for form, s in c.seconds.items()},
+            }
+            for c in self.choices
+        ]
+
+    def __str__(self) -> str:
+        lines = [
+            [
+                c.name or "-",
+                shape_text(c.conv.rhs),
+                f"{c.times}",
+                str(c.form),
+                _gain(c),
+            ]
+            for c in self.choices
+        ]
+        head = ["convolution", "kernel", "times", "form", "XLA's own / form"]
+        options = ", ".join(f"{k}={v!r}" for k, v in self.compiler_options.items())
+        programs = [f"{n}: {1e3 * s:.3f} ms" for n, s in self.programs.items()]
+        ends = [f"compiler options: {options or 'none'}", *programs]
+        return "\n".join([text_table(head, lines), *ends])
+
+
+def _gain(choice: Choice) -> str:
+    """How much faster than XLA's own form, where both were timed."""
+    own, mine = choice.seconds.get(XLA), choice.seconds.get(choice.form)
+    return f"{own / mine:.2f}x" if own and mine else "-"
 
 
 def tune(
@@ -119,18 +168,32 @@ def tune(
       >>> fast = sslx.tune(model.apply, variables, x, lowering="measure")
       >>> y = fast(variables, x)
     """
-    call = take_apart(args, kwargs)
-    found = convolutions(fn, call)
+    return tune_sparse(fn, take_apart(args, kwargs), (), lowering, cache)
+
+
+def tune_sparse(
+    fn: Callable[..., Any],
+    call: Call,
+    nonzero: Nonzero,
+    lowering: Lowering,
+    cache: str | os.PathLike[str] | None,
+) -> Tuned:
+    """`tune` for arrays some of whose entries are known to stay zero."""
+    plain = Tuned(fn, lowering, (), {}, nonzero=nonzero)
     if lowering == "xla":
-        return Tuned(fn, lowering, (), {})
+        return plain
+    found = convolutions(fn, call, _masks(nonzero))
     if lowering == "rule":
-        choices = _choices(found, default_form)
-        return Tuned(fn, lowering, choices, option_sets()[-1])
-    return _measured(fn, call, found, Cache(cache))
+        return dataclasses.replace(
+            plain,
+            choices=_choices(found, default_form),
+            compiler_options=option_sets()[-1],
+        )
+    return _measured(plain, call, found, Cache(cache))
 
 
 def _measured(
-    fn: Callable[..., Any], call: Call, found: list[tuple[str, Conv]], cache: Cache
+    plain: Tuned, call: Call, found: list[tuple[str, Conv]], cache: Cache
 ) -> Tuned:
     """The fastest whole program among XLA's, the rule's and the measured ones."""
     ways: dict[str, Tuned] = {}
@@ -146,7 +209,9 @@ def _measured(
         label = "without YNN" if options else "default options"
         for name, chosen in forms.items():
             choices = _choices(found, chosen.__getitem__, seconds.__getitem__)
-            ways[f"{name}, {label}"] = Tuned(fn, "measure", choices, options)
+            ways[f"{name}, {label}"] = dataclasses.replace(
+                plain, choices=choices, compiler_options=options
+            )
     distinct = {
         (tuple(c.form for c in way.choices), tuple(way.compiler_options)): name
         for name, way in ways.items()
@@ -154,7 +219,7 @@ def _measured(
     arrays = [_concrete(x) for x in call.arrays]
     args, kwargs = call.rebuild(arrays)
     calls = {
-        name: functools.partial(ways[name].jitted, *args, **kwargs)
+        name: functools.partial(ways[name], *args, **kwargs)
         for name in distinct.values()
     }
     times = latency(calls, repeats=9, warmup=2)
@@ -195,6 +260,25 @@ def _concrete(array: Any) -> Any:
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         return jnp.broadcast_to(jax.random.key(0), array.shape)
     return jnp.zeros(array.shape, array.dtype)
+
+
+def nonzero_of(leaves: Sequence[Any]) -> Nonzero:
+    """Per array, the entries that are not zero, where whole lines of it are."""
+    return tuple(_nonzero(leaf) for leaf in leaves)
+
+
+def _nonzero(leaf: Any) -> Columns | None:
+    if isinstance(leaf, jax.ShapeDtypeStruct) or leaf.ndim < 3:
+        return None
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return None
+    mask = np.asarray(leaf != 0)
+    lines = any(not mask.any(axis).all() for axis in range(mask.ndim))
+    return Columns.of(mask) if lines else None
+
+
+def _masks(nonzero: Nonzero) -> list[Alive]:
+    return [None if entries is None else entries.mask for entries in nonzero]
 
 
 def _flat(fn: Callable[..., Any], call: Call) -> Callable[..., Any]:
