@@ -2,6 +2,7 @@
 
     python -m experiments.bench overhead      ResNet-20, batch 128; 3 minutes on 2 cores
     python -m experiments.bench analysis      see experiments/bench_analysis.py
+    python -m experiments.bench alexnet_speed see experiments/bench_alexnet.py
 
 The first prints ratios, and an A/A control that tells how small a difference shows:
 
@@ -30,6 +31,7 @@ import tyro
 
 import sslx
 from experiments import (
+    bench_alexnet,
     bench_analysis,
     checkpoints,
     data,
@@ -271,7 +273,11 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    COMMANDS = {"overhead": main, "analysis": bench_analysis.main}
+    COMMANDS = {
+        "overhead": main,
+        "analysis": bench_analysis.main,
+        "alexnet_speed": bench_alexnet.main,
+    }
     tyro.extras.subcommand_cli_from_dict(
         COMMANDS, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)
     )

@@ -1,75 +1,50 @@
 """Layer by layer speed of AlexNet's convolutions at the sparsities of SSL's Table 4.
 
-    python -m experiments.bench alexnet_speed                   batch 1 and 32, 3 seeds
+    python -m experiments.bench alexnet_speed --out FOLDER      an hour on 2 calm cores
     python -m experiments.bench alexnet_speed --batches 1 --seeds 0 --layers conv3
 
-Rows and columns of the GEMM are zero at random at the paper's ratios; the channels that
-the previous layer's zero rows leave dead are among the zero columns. Timed side by side:
+Timed side by side, with zeros at random (`--pattern`: in ways that are fast by design):
 
-    dense        the same convolution with all its weights, by XLA as it comes
-    dense, best  the same by the form and options that were fastest in an earlier timing
-    compact      zero rows and dead channels gone, by the form chosen in the same way
+    dense, XLA   the convolution with all its weights, by XLA as it comes
+    dense        the same in the form and options that were fastest in an earlier timing
+    compact      zero rows and dead channels gone, in the form chosen in the same way;
+                 `dense` again where nothing was faster in that timing
     gemm         the product alone, patches for free, dense and compact, as in the paper
-    BCSR, CSR    the l1 rows: jax.experimental.sparse and scipy (patches for free)
+    BCOO, BCSR, scipy CSR, torch CSR    the same for the l1 rows, by sparse kernels
 
-Every output is compared with that of the dense convolution before it is timed. Speed-ups
-are medians over rounds of the ratio to `dense, best` in the same round; those inside the
-spread of `dense, best` against itself are ties.
+and the five layers with ReLU and pooling as one program. Every output is compared with
+the dense one before it is timed. Choices are taken from timings on disk (`--cache`),
+figures from fresh ones: medians over rounds of the ratio within a round, then over
+seeds. `=` marks those within the spread of the reference against itself.
 """
 
 import dataclasses
 import functools
-import json
 import pathlib
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
-import scipy.sparse
-from jax.experimental import sparse
+from matplotlib.figure import Figure
 
-from experiments import runs
-from sslx import lowering, measure
-from sslx.lowering import Columns, Conv
-
-SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, int, int]] = {
-    "conv1": ((227, 227, 3), (11, 11, 3, 96), 4, 0, 1),
-    "conv2": ((27, 27, 96), (5, 5, 48, 256), 1, 2, 2),
-    "conv3": ((13, 13, 256), (3, 3, 256, 384), 1, 1, 1),
-    "conv4": ((13, 13, 384), (3, 3, 192, 384), 1, 1, 2),
-    "conv5": ((13, 13, 384), (3, 3, 192, 256), 1, 1, 2),
-}
-"""Image, kernel, stride, padding, groups."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A row of Table 4: sparsities and CPU speed-ups of the paper, conv1 to conv5."""
-
-    columns: tuple[float, ...] = ()
-    rows: tuple[float, ...] = (0.0,) * 5
-    entries: tuple[float, ...] = ()
-    cpu: tuple[float, ...] = ()
-
-
-TABLE = {
-    "ssl, 2% loss": Row(
-        columns=(0.0, 0.632, 0.769, 0.847, 0.807),
-        rows=(0.094, 0.129, 0.406, 0.469, 0.0),
-        cpu=(1.05, 3.37, 6.27, 9.73, 4.93),
-    ),
-    "ssl, no loss": Row(
-        columns=(0.0, 0.209, 0.397, 0.397, 0.246), cpu=(1.00, 1.27, 1.64, 1.68, 1.32)
-    ),
-    "l1, 2% loss": Row(
-        entries=(0.676, 0.924, 0.972, 0.966, 0.943), cpu=(0.80, 2.91, 4.84, 3.83, 2.76)
-    ),
-    "l1, no loss": Row(
-        entries=(0.147, 0.762, 0.853, 0.815, 0.763), cpu=(0.34, 0.99, 1.30, 1.10, 0.93)
-    ),
-}
+import sslx
+from experiments import bench_products, bench_rounds, granularity_report
+from experiments.bench_alexnet_cases import (
+    POOLED,
+    SHAPES,
+    TABLE,
+    Case,
+    Pattern,
+    convolution,
+    draw,
+)
+from experiments.bench_rounds import Call
+from sslx import lowering, report
+from sslx.lowering import Conv
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,146 +56,86 @@ class Config:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of patterns and values."""
     layers: tuple[str, ...] = tuple(SHAPES)
-    """Convolutions."""
+    """Convolutions; the whole program is timed where all are."""
     rows: tuple[str, ...] = tuple(TABLE)
     """Rows of Table 4."""
-    rounds: int = 15
+    pattern: Pattern = "random"
+    """Which columns of the SSL rows are zero."""
+    rounds: int = 21
     """Rounds of the timing that is reported."""
     cache: pathlib.Path | None = None
     """Folder of the timings that choices are made on [~/.cache/sslx]."""
     out: pathlib.Path | None = None
-    """Write the figures to this JSON file."""
+    """Folder for record.json and speedup.png."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One layer: dense, its zeros, and what is left of it.
-
-    Attributes:
-        dense: all of it.
-        small: without zero rows and dead channels, with the zero columns marked.
-        alive: entries of the dense kernel that are not zero.
-        channels: of the input that are alive.
-        filters: that are alive.
-    """
-
-    dense: Conv
-    small: Conv
-    alive: np.ndarray
-    channels: np.ndarray
-    filters: np.ndarray
+Chosen = dict[str, str]
 
 
-def convolution(layer: str, batch: int) -> Conv:
-    """A layer of AlexNet, all of it."""
-    image, kernel, stride, pad, groups = SHAPES[layer]
-    return Conv(
-        lhs=(batch, *image),
-        rhs=kernel,
-        strides=(stride, stride),
-        padding=((pad, pad), (pad, pad)),
-        lhs_dilation=(1, 1),
-        rhs_dilation=(1, 1),
-        groups=groups,
-        batch_groups=1,
-        dtype="float32",
-        result="float32",
-        precision=None,
-    )
-
-
-def draw(layer: str, row: Row, batch: int, seed: int) -> Case:
-    """A layer with zeros at random, at the ratios of a row of Table 4."""
-    conv = convolution(layer, batch)
-    at = list(SHAPES).index(layer)
-    if row.entries:
-        rng = np.random.default_rng([seed, at, 2])
-        alive = rng.random(conv.rhs) >= row.entries[at]
-        every = np.ones(conv.lhs[-1], bool), np.ones(conv.rhs[-1], bool)
-        return Case(conv, conv, alive, *every)
-    filters = _halves(conv.rhs[-1], row.rows[at], seed, at)
-    channels = np.ones(conv.lhs[-1], bool)
-    if at:
-        channels = _halves(conv.lhs[-1], row.rows[at - 1], seed, at - 1)
-    read = channels.reshape(conv.groups, conv.rhs[-2]).T
-    columns = np.broadcast_to(read, (*conv.rhs[:-1], conv.groups)).copy()
-    rng = np.random.default_rng([seed, at, 1])
-    for g in range(conv.groups):
-        part = columns[..., g]
-        wanted = round((1 - row.columns[at]) * part.size)
-        places = rng.permutation(np.flatnonzero(part))[wanted:]
-        flat = part.reshape(-1)
-        flat[places] = False
-        columns[..., g] = flat.reshape(part.shape)
-    alive = np.repeat(columns, conv.rhs[-1] // conv.groups, axis=-1)
-    alive = alive.reshape(conv.rhs) & filters
-    kept = columns[:, :, read[:, 0]]
-    small = dataclasses.replace(
-        conv,
-        lhs=(*conv.lhs[:-1], int(channels.sum())),
-        rhs=(*conv.window, kept.shape[-2], int(filters.sum())),
-        columns=Columns.of(_per_group(columns, read, kept.shape)),
-    )
-    return Case(conv, small, alive, channels, filters)
-
-
-def _per_group(
-    columns: np.ndarray, read: np.ndarray, shape: tuple[int, ...]
-) -> np.ndarray:
-    parts = [columns[:, :, read[:, g], g] for g in range(read.shape[1])]
-    return np.stack(parts, axis=-1).reshape(shape)
-
-
-def _halves(count: int, sparsity: float, seed: int, layer: int) -> np.ndarray:
-    """Which of a layer's filters stay; as many in both halves, as groups need it."""
-    rng = np.random.default_rng([seed, layer, 0])
-    alive = np.ones((2, count // 2), bool)
-    for half in alive:
-        half[rng.permutation(half.size)[: round(sparsity * half.size)]] = False
-    return alive.reshape(-1)
-
-
-Calls = dict[str, Callable[[], Any]]
-
-
-def executors(case: Case, cache: lowering.Cache, row: Row) -> tuple[Calls, dict]:
-    """The calls to time, each checked against the dense convolution."""
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.standard_normal(case.dense.lhs), jnp.float32)
-    full = rng.standard_normal(case.dense.rhs).astype(np.float32)
-    full /= np.sqrt(np.prod(case.dense.rhs[:-1]))
-    masked = jnp.asarray(full * case.alive)
-    dense_best, how_dense = _best(case.dense, cache)
-    small_best, how_small = _best(case.small, cache)
-    calls: Calls = {
-        "dense, best": functools.partial(dense_best, x, jnp.asarray(full)),
-        "dense": functools.partial(jax.jit(case.dense.run), x, jnp.asarray(full)),
+def time_layer(layer: str, name: str, batch: int, seed: int, config: Config) -> dict:
+    """One layer at the sparsities of one row, on one set of zeros."""
+    row = TABLE[name]
+    case = draw(layer, row, batch, seed, config.pattern)
+    x = np.random.default_rng([seed, 9]).standard_normal(case.dense.lhs, np.float32)
+    products, slow = bench_products.calls(case, x)
+    alone = bench_rounds.interleaved(products, config.rounds)
+    figures = {k: alone.speedup(k, "gemm, dense").as_dict() for k in products}
+    for kernel, seconds in slow.items():
+        once = alone.median("gemm, dense") / seconds
+        figures[kernel] = bench_rounds.Ratio(once, once, once, False).as_dict()
+    del products
+    record = {
+        "layer": layer,
+        "row": name,
+        "batch": batch,
+        "seed": seed,
+        "mac_ratio": case.mac_ratio,
+        "paper": row.cpu[list(SHAPES).index(layer)],
+        "products": alone.as_dict(),
     }
-    reference = case.dense.run(x, masked)
-    _check("dense, best", dense_best(x, masked), reference)
-    chosen = {"dense, best": how_dense}
     if not row.entries:
-        xs = x[..., case.channels]
-        ws = _kernel_of(case, masked)
-        _check("compact", small_best(xs, ws), reference[..., case.filters])
-        calls["compact"] = functools.partial(small_best, xs, ws)
-        chosen["compact"] = how_small
-    calls |= _products(case, x, masked, reference, unstructured=bool(row.entries))
-    return calls, chosen
+        calls, record["chosen"] = executors(case, x, lowering.Cache(config.cache))
+        whole = bench_rounds.interleaved(calls, config.rounds)
+        figures |= _end_to_end(whole)
+        record["calls"] = whole.as_dict()
+    return record | {"speedups": figures}
 
 
-def _kernel_of(case: Case, masked: jax.Array) -> jax.Array:
-    groups = case.dense.groups
-    read = case.channels.reshape(groups, -1)
-    parts = []
-    for g, w in enumerate(jnp.split(masked, groups, axis=-1)):
-        mine = np.split(case.filters, groups)[g]
-        parts.append(w[:, :, read[g]][..., mine])
-    return jnp.concatenate(parts, axis=-1)
+def _end_to_end(found: bench_rounds.Rounds) -> dict[str, Any]:
+    return {
+        "compact over dense": found.speedup("compact", "dense").as_dict(),
+        "compact over XLA": found.speedup("compact", "dense, XLA").as_dict(),
+        "dense over XLA": found.speedup("dense", "dense, XLA").as_dict(),
+    }
 
 
-def _best(conv: Conv, cache: lowering.Cache) -> tuple[Callable[..., Any], str]:
-    """The fastest form and options of an earlier timing."""
+def executors(
+    case: Case, x: np.ndarray, cache: lowering.Cache
+) -> tuple[dict[str, Call], Chosen]:
+    """The convolutions to time, each checked, and the forms chosen for them."""
+    dense, how_dense, dense_seconds = _best(case.dense, cache)
+    small, how_small, small_seconds = _best(case.small, cache)
+    full, image = jnp.asarray(case.kernel), jnp.asarray(x)
+    default = jax.jit(case.dense.run)
+    bench_rounds.check("dense", dense(image, full), default(image, full))
+    calls = {
+        "dense": functools.partial(dense, image, full),
+        "dense, XLA": functools.partial(default, image, full),
+        "compact": functools.partial(dense, image, full),
+    }
+    if small_seconds < dense_seconds:
+        xs = jnp.asarray(x[..., case.channels])
+        ws = jnp.asarray(case.small_kernel)
+        expected = default(image, jnp.asarray(case.masked))[..., case.filters]
+        bench_rounds.check("compact", small(xs, ws), expected)
+        calls["compact"] = functools.partial(small, xs, ws)
+    else:
+        how_small = f"kept dense: {how_dense}"
+    return calls, {"dense": how_dense, "compact": how_small}
+
+
+def _best(conv: Conv, cache: lowering.Cache) -> tuple[Any, str, float]:
+    """The fastest form and options of an earlier timing, and its seconds there."""
     found = {
         (form, tuple(options.items())): seconds
         for options in lowering.option_sets()
@@ -228,95 +143,222 @@ def _best(conv: Conv, cache: lowering.Cache) -> tuple[Callable[..., Any], str]:
     }
     form, options = min(found, key=found.__getitem__)
     run = functools.partial(lowering.run, form, conv)
-    label = f"{form}; {'without YNN' if options else 'default options'}"
-    return jax.jit(run, compiler_options=dict(options)), label
+    label = f"{form}{', without YNN' if options else ''}"
+    return jax.jit(run, compiler_options=dict(options)), label, found[form, options]
 
 
-def _products(
-    case: Case, x: jax.Array, masked: jax.Array, reference: Any, unstructured: bool
-) -> Calls:
-    """The products alone, per group, patches `(columns, positions)` for free."""
-    patches = lowering.patches(case.dense, x)
-    weights = lowering.matrices(case.dense, masked)
-    dense = [(w, p) for w, p in zip(weights, patches, strict=True)]
-    run = jax.jit(lambda pairs: [w @ p for w, p in pairs])
-    calls: Calls = {"gemm, dense": functools.partial(run, dense)}
-    expected = [np.asarray(y) for y in run(dense)]
-    if not unstructured:
-        small = []
-        for w, p in dense:
-            rows = np.flatnonzero(np.asarray((w != 0).any(1)))
-            columns = np.flatnonzero(np.asarray((w != 0).any(0)))
-            small.append((w[rows][:, columns], p[columns]))
-        found = run(small)
-        rows = [np.asarray((w != 0).any(1)) for w in weights]
-        for y, whole, kept in zip(found, expected, rows, strict=True):
-            _check("gemm", y, whole[kept])
-        return calls | {"gemm, compact": functools.partial(run, small)}
-    bcsr = [(sparse.BCSR.fromdense(w), p) for w, p in dense]
-    csr = [(scipy.sparse.csr_matrix(np.asarray(w)), np.asarray(p)) for w, p in dense]
-    calls["BCSR"] = functools.partial(run, bcsr)
-    calls["scipy CSR"] = lambda: [w @ p for w, p in csr]
-    for name in ("BCSR", "scipy CSR"):
-        for y, whole in zip(calls[name](), expected, strict=True):
-            _check(name, y, whole)
-    return calls
+# The five layers as one program.
 
 
-def _check(name: str, found: Any, expected: Any) -> None:
-    found, expected = np.asarray(found), np.asarray(expected)
-    error = np.abs(found - expected).max() / np.abs(expected).max()
-    if found.shape != expected.shape or not error < 1e-4:
-        raise RuntimeError(
-            f"{name}: differs from the dense convolution by {error:.1e} of its largest "
-            f"output (shapes {found.shape} and {expected.shape})"
-        )
+def stack(kernels: Mapping[str, Any], x: jax.Array) -> jax.Array:
+    """conv1 to conv5, each with ReLU, pooled after the first two."""
+    for layer, w in kernels.items():
+        x = jax.nn.relu(convolution(layer, x.shape[0]).run(x, w))
+        if layer in POOLED:
+            window, strides = (1, 3, 3, 1), (1, 2, 2, 1)
+            x = jax.lax.reduce_window(
+                x, -jnp.inf, jax.lax.max, window, strides, "VALID"
+            )
+    return x
 
 
-def time_case(layer: str, name: str, batch: int, seed: int, config: Config) -> dict:
-    """One line of the table."""
+def time_stack(name: str, batch: int, seed: int, config: Config) -> dict[str, Any]:
+    """All layers of one row as one program, dense and compact."""
     row = TABLE[name]
-    case = draw(layer, row, batch, seed)
-    calls, chosen = executors(case, lowering.Cache(config.cache), row)
-    found = measure.latency(calls, repeats=config.rounds, control=True)
-    products = {k: v for k, v in calls.items() if k not in ("dense, best", "dense")}
-    products = {k: v for k, v in products.items() if k != "compact"}
-    alone = measure.latency(products, repeats=config.rounds, control=True)
-    at = list(SHAPES).index(layer)
+    cases = {k: draw(k, row, batch, seed, config.pattern) for k in SHAPES}
+    full = {k: jnp.asarray(c.kernel) for k, c in cases.items()}
+    masked = {k: jnp.asarray(c.masked) for k, c in cases.items()}
+    shape = cases["conv1"].dense.lhs
+    x = jax.random.normal(jax.random.key(seed), shape)
+    tuned = sslx.tune(stack, full, x, lowering="measure", cache=config.cache)
+    small = sslx.compact(stack, masked, x, lowering="measure", cache=config.cache)
+    dense, _ = bench_rounds.compiled(tuned.apply, full, x, **tuned.compiler_options)
+    compact, _ = bench_rounds.compiled(
+        small.apply, small.variables, x, **small.compiler_options
+    )
+    default, _ = bench_rounds.compiled(stack, full, x)
+    expected = default(masked, x)
+    bench_rounds.check("dense", dense(masked, x), expected)
+    bench_rounds.check("compact", compact(small.variables, x), expected)
+    calls: dict[str, Call] = {
+        "dense": functools.partial(dense, full, x),
+        "dense, XLA": functools.partial(default, full, x),
+        "compact": functools.partial(compact, small.variables, x),
+    }
+    found = bench_rounds.interleaved(calls, config.rounds)
+    before = sum(c.dense.macs for c in cases.values())
+    after = sum(c.dense.macs / c.mac_ratio for c in cases.values())
     return {
-        "layer": layer,
+        "layer": "one program",
         "row": name,
         "batch": batch,
         "seed": seed,
-        "mac_ratio": case.dense.macs / max(1, int(case.alive.sum()) * _positions(case)),
-        "chosen": chosen,
-        "paper_cpu": row.cpu[at],
+        "mac_ratio": before / after,
         "calls": found.as_dict(),
-        "products": alone.as_dict(),
+        "speedups": _end_to_end(found),
     }
 
 
-def _positions(case: Case) -> int:
-    return int(np.prod(case.dense.out)) * case.dense.lhs[0]
+# Results.
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Time all, print a table per batch size, write JSON where asked."""
+    """Time all, print a table per batch size, write record and picture where asked."""
     cases = [
-        time_case(layer, name, batch, seed, config)
+        time_layer(layer, name, batch, seed, config)
         for batch in config.batches
         for name in config.rows
         for layer in config.layers
         for seed in config.seeds
     ]
-    record = {"cases": cases, "provenance": runs.provenance()}
+    if config.layers == tuple(SHAPES):
+        cases += [
+            time_stack(name, batch, seed, config)
+            for batch in config.batches
+            for name in config.rows
+            for seed in config.seeds
+            if not TABLE[name].entries
+        ]
+    figures = summary(cases)
+    record = {"pattern": config.pattern, "figures": figures, "cases": cases}
+    for batch in config.batches:
+        print(text(figures, batch))
+    out = config.out and config.out / "record.json"
+    bench_rounds.finish(record, out)
     if config.out is not None:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(table(cases))
+        report.save_png(picture(figures), config.out / "speedup.png")
     return record
 
 
-def table(cases: list[Mapping[str, Any]]) -> str:
-    """Per row, batch and layer: medians over the seeds."""
-    raise NotImplementedError
+def summary(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per batch, row and layer: medians over seeds; and their means over layers."""
+    keys = dict.fromkeys((c["batch"], c["row"], c["layer"]) for c in cases)
+    rows = []
+    for batch, name, layer in keys:
+        mine = [
+            c
+            for c in cases
+            if (c["batch"], c["row"], c["layer"]) == (batch, name, layer)
+        ]
+        fields: dict[str, Any] = {"batch": batch, "row": name, "layer": layer}
+        fields["paper"] = mine[0].get("paper")
+        fields["mac_ratio"] = statistics.median(c["mac_ratio"] for c in mine)
+        fields["speedups"] = {
+            kind: _over_seeds([c["speedups"][kind] for c in mine])
+            for kind in mine[0]["speedups"]
+        }
+        rows.append(fields)
+    groups = dict.fromkeys((r["batch"], r["row"]) for r in rows)
+    return rows + [_mean(batch, name, rows) for batch, name in groups]
+
+
+def _over_seeds(ratios: list[dict[str, Any]]) -> dict[str, Any]:
+    medians = [r["median"] for r in ratios]
+    ties = sum(r["tie"] for r in ratios)
+    return {
+        "median": statistics.median(medians),
+        "low": min(medians),
+        "high": max(medians),
+        "tie": 2 * ties > len(ratios),
+    }
+
+
+def _mean(batch: int, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of the speed-ups of the layers, as in the paper."""
+    mine = [r for r in rows if (r["batch"], r["row"]) == (batch, name)]
+    mine = [r for r in mine if r["layer"] in SHAPES]
+    kinds = set.intersection(*(set(r["speedups"]) for r in mine))
+    speedups = {
+        kind: {
+            bound: statistics.fmean(r["speedups"][kind][bound] for r in mine)
+            for bound in ("median", "low", "high")
+        }
+        | {"tie": all(r["speedups"][kind]["tie"] for r in mine)}
+        for kind in mine[0]["speedups"]
+        if kind in kinds
+    }
+    return {
+        "batch": batch,
+        "row": name,
+        "layer": "mean",
+        "paper": statistics.fmean(r["paper"] for r in mine),
+        "mac_ratio": statistics.fmean(r["mac_ratio"] for r in mine),
+        "speedups": speedups,
+    }
+
+
+_COLUMNS = {
+    "gemm, compact": "GEMM",
+    "compact over dense": "whole/best",
+    "compact over XLA": "whole/XLA",
+    "BCOO": "BCOO",
+    "BCSR": "BCSR",
+    "scipy CSR": "scipy",
+    "torch CSR": "torch",
+}
+
+
+def text(figures: list[dict[str, Any]], batch: int) -> str:
+    """A table of the figures at one batch size."""
+    head = ["row", "layer", "MACs", "paper", *_COLUMNS.values()]
+    rows = []
+    for name in dict.fromkeys(f["row"] for f in figures):
+        for f in figures:
+            if (f["batch"], f["row"]) == (batch, name):
+                paper = "" if f["paper"] is None else f"{f['paper']:.2f}"
+                cells = [_cell(f["speedups"].get(kind)) for kind in _COLUMNS]
+                rows.append([name, f["layer"], f"{f['mac_ratio']:.2f}", paper, *cells])
+    table = bench_rounds.table(head, rows)
+    return f"\nSpeed-ups at batch {batch}; '=' is a tie\n{table}"
+
+
+def _cell(ratio: Mapping[str, Any] | None) -> str:
+    return (
+        "" if ratio is None else f"{ratio['median']:.2f}{'=' if ratio['tie'] else ''}"
+    )
+
+
+_BARS = {
+    "paper": ("SSL, Table 4 (Xeon, MKL)", "#9aa5b1"),
+    "gemm, compact": ("GEMM alone", "#059669"),
+    "compact over dense": ("layer, over the best dense form", "#2563eb"),
+    "compact over XLA": ("layer, over XLA as it comes", "#d97706"),
+    "BCSR": ("GEMM, BCSR", "#7c3aed"),
+    "scipy CSR": ("GEMM, scipy CSR", "#dc2626"),
+    "torch CSR": ("GEMM, torch CSR", "#db2777"),
+}
+
+
+def picture(figures: list[dict[str, Any]]) -> Figure:
+    """Bars per layer: one panel per row of Table 4 and batch size, log scale."""
+    names = list(dict.fromkeys(f["row"] for f in figures))
+    batches = list(dict.fromkeys(f["batch"] for f in figures))
+    with matplotlib.rc_context(granularity_report.STYLE):
+        figure = Figure((5.5 * len(batches), 2.8 * len(names)), layout="constrained")
+        axes = figure.subplots(len(names), len(batches), squeeze=False, sharey=True)
+        for axis, name in zip(axes, names, strict=True):
+            for ax, batch in zip(axis, batches, strict=True):
+                mine = [f for f in figures if (f["batch"], f["row"]) == (batch, name)]
+                _panel(ax, mine)
+                ax.set_title(f"{name}, batch {batch}")
+        axes[0, 0].set_ylabel("speed-up")
+    return figure
+
+
+def _panel(ax: Any, figures: list[dict[str, Any]]) -> None:
+    def value(f: dict[str, Any], kind: str) -> float | None:
+        return (
+            f["paper"] if kind == "paper" else f["speedups"].get(kind, {}).get("median")
+        )
+
+    kinds = [k for k in _BARS if any(value(f, k) for f in figures)]
+    width = 0.8 / len(kinds)
+    for place, kind in enumerate(kinds):
+        label, colour = _BARS[kind]
+        heights = [value(f, kind) or np.nan for f in figures]
+        at = np.arange(len(figures)) + (place - (len(kinds) - 1) / 2) * width
+        ax.bar(at, heights, width, color=colour, label=label)
+    ax.axhline(1, color="#1f2933", linewidth=0.8)
+    ax.set_yscale("log")
+    ax.set_xticks(range(len(figures)), [f["layer"] for f in figures])
+    ax.legend(fontsize=7)
