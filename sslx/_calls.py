@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sslx import _jax_compat
+
 
 class Call(NamedTuple):
     """Positional and keyword arguments, taken apart.
@@ -48,6 +50,22 @@ def take_apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
 def as_jax(array: Any) -> Any:
     """An array in the precision JAX gives it; shapes stay shapes."""
     return array if isinstance(array, jax.ShapeDtypeStruct) else jnp.asarray(array)
+
+
+def on_host(array: Any) -> bool:
+    """Whether NumPy can read an array where it is."""
+    if isinstance(array, np.ndarray):
+        return True
+    if _jax_compat.is_traced(array) or not isinstance(array, jax.Array):
+        return False
+    plain = not jnp.issubdtype(array.dtype, jax.dtypes.extended)
+    return plain and array.devices() == {jax.devices("cpu")[0]}
+
+
+def like(array: np.ndarray, other: Any) -> jax.Array:
+    """A host array as a JAX array, on the device of another if that was chosen."""
+    chosen = isinstance(other, jax.Array) and other.committed
+    return jax.device_put(array, other.sharding if chosen else None)
 
 
 def struct(array: Any) -> jax.ShapeDtypeStruct:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from sslx._calls import Call, as_jax, struct, take_apart
+from sslx._calls import Call, as_jax, on_host, struct, take_apart
 from sslx._compact import _summary
 from sslx._compact._plan import LeafPlan, Plan, expand_plan
 from sslx._compact._tracing import Traced, trace_call, whole_leaf
@@ -300,7 +300,8 @@ def _planned(
             if isinstance(leaf, jax.ShapeDtypeStruct):
                 values = jax.ShapeDtypeStruct(tuple(map(len, axes)), leaf.dtype)
             else:
-                values = np.asarray(leaf[np.ix_(*axes)])
+                whole = np.asarray(leaf) if on_host(leaf) else leaf
+                values = np.asarray(whole[np.ix_(*axes)])
             folded[path] = Folded(axes, values)
     return Plan(plans), folded
 

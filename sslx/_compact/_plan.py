@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from sslx._calls import like, on_host
 from sslx._groups import flatten, unflatten
 
 Axes = tuple[tuple[int, ...] | None, ...]
@@ -46,6 +47,13 @@ class LeafPlan:
         """The kept part of an array of the full shape."""
         if isinstance(array, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(self.small_shape, array.dtype)
+        if on_host(array) and any(k is not None for k in self.kept):
+            part = np.asarray(array)
+            for axis, kept in enumerate(self.kept):
+                part = (
+                    part if kept is None else np.take(part, np.array(kept, int), axis)
+                )
+            return like(part, array)
         for axis, kept in enumerate(self.kept):
             if kept is not None:
                 array = jnp.take(

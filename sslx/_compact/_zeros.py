@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sslx._calls import on_host
 from sslx.graph import Masks
 
 
@@ -26,11 +27,11 @@ def leaf_zeros(leaf: Any, regions: Masks | None = None) -> Masks:
         return [np.zeros(n, bool) for n in leaf.shape or (1,)]
     if leaf.ndim == 0:
         return [np.asarray(leaf == 0).reshape(1)]
-    on_host = isinstance(leaf, np.ndarray) or leaf.devices() == {jax.devices("cpu")[0]}
-    nonzero = np.asarray(leaf) != 0 if on_host else leaf != 0
+    here = on_host(leaf)
+    nonzero = np.asarray(leaf) != 0 if here else leaf != 0
     if regions is None:
         regions = [np.ones(n, bool) for n in leaf.shape]
-    if on_host:
+    if here:
         part = nonzero[np.ix_(*regions)]
         masks = []
         for a, region in enumerate(regions):

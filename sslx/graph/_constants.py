@@ -2,25 +2,18 @@
 
 A removed filter followed by a bias or a normalisation leaves a constant channel.
 Its consumers need its value, never its computation: `require` finds which parameter
-slices such values come from, `Carrier` computes them, each array of size one along the
-axes on which it does not vary.
+slices such values come from; `sslx.graph._carriers` computes them.
 """
 
-import contextlib
-import math
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from sslx import _jax_compat
 from sslx.graph._bodies import Call
 from sslx.graph._liveness import Liveness, add, full, label_of, pull
-from sslx.graph._program import Equation, Program, Value
-from sslx.graph._relation import Masks, Relation, Summed, relation
-from sslx.graph._rules import reshape_groups
+from sslx.graph._program import Equation, Value
+from sslx.graph._relation import Masks, Summed
 
 
 def filled(liveness: Liveness, value: Value, target: Masks) -> Masks | None:
@@ -142,172 +135,3 @@ def _seed_filled(liveness: Liveness, value: Value, target: Masks) -> None:
 
 def _replaced(masks: Masks, axis: int, mask: np.ndarray) -> Masks:
     return [mask if a == axis else m for a, m in enumerate(masks)]
-
-
-class Carrier:
-    """Values of the constant slices of a program; other slices hold anything.
-
-    Arrays have size one along axes where the constant does not vary. An input is an
-    array, a function that returns one when it is first needed, or None if nothing of it
-    is constant.
-    """
-
-    def __init__(self, program: Program, inputs: Sequence[Any | None]):
-        self._values: dict[Value, Any] = {}
-        self._pending = dict(zip(program.inputs, inputs, strict=True))
-        self._producer = {v: e for e in program.equations for v in e.outputs}
-
-    def of(self, value: Value) -> Any:
-        """The carrier of a value, computed on demand."""
-        stack = [value]
-        while stack:
-            top = stack[-1]
-            if top.literal is not None or top in self._values:
-                if top not in self._values:
-                    self._values[top] = top.array
-                stack.pop()
-                continue
-            if top in self._pending:
-                given = self._pending.pop(top)
-                thin = np.zeros((1,) * len(top.shape), _plain(top.dtype))
-                made = given() if callable(given) else given
-                self._values[top] = thin if made is None else made
-                continue
-            eqn = self._producer[top]
-            missing = [v for v in eqn.inputs if v not in self._values]
-            missing = missing if _carries(eqn) else []
-            if missing:
-                stack += missing
-                continue
-            outs = self._outputs(eqn)
-            self._values.update(zip(eqn.outputs, outs, strict=True))
-            stack.pop()
-        return self._values[value]
-
-    def _outputs(self, eqn: Equation) -> list[Any]:
-        if _carries(eqn):
-            return evaluate(eqn, [self._values[v] for v in eqn.inputs])
-        return [np.zeros((1,) * len(v.shape), _plain(v.dtype)) for v in eqn.outputs]
-
-
-def _carries(eqn: Equation) -> bool:
-    """Whether constants come through an equation; if not, nothing of it is read."""
-    if eqn.bodies:
-        return eqn.name not in ("scan", "cond", "while")
-    return relation(eqn).constant
-
-
-def _plain(dtype: Any) -> Any:
-    return dtype if isinstance(dtype, np.dtype) else np.dtype(np.uint32)
-
-
-def now(arrays: Iterable[Any]) -> contextlib.AbstractContextManager:
-    """Compute at once what depends on no traced value, even while tracing."""
-    if any(_jax_compat.is_traced(x) for x in arrays):
-        return contextlib.nullcontext()
-    return _jax_compat.compile_time()
-
-
-def evaluate(eqn: Equation, operands: list[Any]) -> list[Any]:
-    """One equation on carriers."""
-    with now(operands):
-        return _apply(eqn, operands)
-
-
-def _apply(eqn: Equation, operands: list[Any]) -> list[Any]:
-    if eqn.bodies:
-        inside = Carrier(eqn.bodies[0], list(operands))
-        return [inside.of(v) for v in eqn.bodies[0].outputs]
-    if eqn.name == "broadcast_in_dim":
-        return [_broadcast(eqn, operands[0])]
-    if eqn.name == "reshape":
-        return [_reshape(eqn, operands[0])]
-    if not operands:
-        return eqn.bind(operands)
-    rel = relation(eqn)
-    if _elementwise(eqn):
-        arrays = [x for x in operands if np.ndim(x)]
-        shape = np.broadcast_shapes(*(np.shape(x) for x in arrays)) if arrays else ()
-        return eqn.bind(
-            [jnp.broadcast_to(x, shape) if np.ndim(x) else x for x in operands]
-        )
-    return eqn.bind([_expand(eqn, rel, k, operands) for k in range(len(operands))])
-
-
-def _elementwise(eqn: Equation) -> bool:
-    shapes = {v.shape for v in (*eqn.inputs, *eqn.outputs) if v.shape}
-    reducing = "axes" in eqn.params or "axis" in eqn.params
-    layout = {"transpose", "rev", "pad", "slice", "dot_general", "concatenate", "split"}
-    windowed = "window_dimensions" in eqn.params
-    ranks = {len(s) for s in shapes}
-    named = eqn.name not in layout and eqn.name != "conv_general_dilated"
-    return named and not reducing and not windowed and len(ranks) <= 1
-
-
-_ANY_SIZE = {
-    "transpose",
-    "rev",
-    "squeeze",
-    "dot_general",
-    "cumsum",
-    "cumprod",
-    "cummax",
-}
-
-
-def _expand(eqn: Equation, rel: Relation, k: int, operands: list[Any]) -> Any:
-    """Give an operand its full size, except on axes that merely run along."""
-    value = eqn.inputs[k]
-    if not value.shape:
-        return operands[k]
-    thin: set[int] = set()
-    if eqn.name == "conv_general_dilated":
-        thin = {eqn.params["dimension_numbers"].lhs_spec[0]} if k == 0 else set()
-    elif eqn.name in _ANY_SIZE or eqn.name.startswith("reduce"):
-        plain = [x for x in rel.links if x.in_label is None and x.out_label is None]
-        thin = {x.in_axis for x in plain if x.operand == k}
-    if eqn.name == "dot_general":
-        _, batch = eqn.params["dimension_numbers"]
-        thin -= set(batch[k])
-    thin -= {m.axis for s in rel.sums for m in s if m.operand == k}
-    shape = [
-        have if a in thin else want
-        for a, (have, want) in enumerate(
-            zip(np.shape(operands[k]), value.shape, strict=True)
-        )
-    ]
-    return jnp.broadcast_to(operands[k], shape)
-
-
-def _broadcast(eqn: Equation, operand: Any) -> Any:
-    shape = [1] * len(eqn.outputs[0].shape)
-    dims = eqn.params["broadcast_dimensions"]
-    for a, b in enumerate(dims):
-        shape[b] = np.shape(operand)[a]
-    return jax.lax.broadcast_in_dim(operand, shape, dims)
-
-
-def _reshape(eqn: Equation, operand: Any) -> Any:
-    source, target = eqn.inputs[0].shape, eqn.outputs[0].shape
-    have = list(np.shape(operand))
-    shape = [1] * len(target)
-    for left, right in reshape_groups(source, target):
-        if all(have[a] == 1 for a in left):
-            continue
-        for a in left:
-            have[a] = source[a]
-        for b in right:
-            shape[b] = target[b]
-    return jnp.reshape(jnp.broadcast_to(operand, have), shape)
-
-
-def flatten_uniform(array: Any) -> Any:
-    """Drop axes along which a concrete array repeats itself."""
-    if _jax_compat.is_traced(array):
-        return array
-    array = np.asarray(array)
-    for axis in range(array.ndim):
-        first = np.take(array, [0], axis)
-        if array.shape[axis] > 1 and math.prod(array.shape) and (array == first).all():
-            array = first
-    return array

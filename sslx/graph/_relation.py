@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
-Mask = Bool[np.ndarray, "_"]
-Masks = list[Mask]
+from sslx.graph._masks import Mask as Mask
+from sslx.graph._masks import Masks as Masks
+
 Labels = Int[np.ndarray, "_"]
 
 Zero = Literal["all", "any", "first", "never"]

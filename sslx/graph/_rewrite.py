@@ -9,16 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sslx.graph._bodies import Call, Choice, Scan, While, stacked
-from sslx.graph._constants import (
-    Carrier,
-    FoldedTerms,
-    evaluate,
-    filled,
-    flatten_uniform,
-    folded,
-    now,
-)
+from sslx.graph._carriers import Carrier, evaluate, flatten_uniform, now
+from sslx.graph._constants import FoldedTerms, filled, folded
 from sslx.graph._derivatives import Reduced
+from sslx.graph._host import on_host
 from sslx.graph._liveness import Liveness, full
 from sslx.graph._program import Equation, Value
 from sslx.graph._relation import Masks, Relation, Shapes, Summed
@@ -29,12 +23,20 @@ def take(array: Any, positions: np.ndarray, axis: int) -> Any:
     if positions.size == array.shape[axis]:
         if (positions == np.arange(positions.size)).all():
             return array
+    if on_host([array]):
+        return np.take(array, positions, axis)
     steps = np.diff(positions)
     if positions.size and (steps == steps[:1]).all() and (steps > 0).all():
         stride = int(steps[0]) if steps.size else 1
         end = int(positions[-1]) + 1
         return jax.lax.slice_in_dim(array, int(positions[0]), end, stride, axis)
     return jnp.take(array, positions, axis=axis, mode="clip")
+
+
+def _masked(mask: np.ndarray, array: Any) -> Any:
+    """An array where the mask holds, zero elsewhere."""
+    where = np.where if on_host([array]) else jnp.where
+    return where(mask, array, np.zeros((), array.dtype))
 
 
 def _picked(have: np.ndarray, want: np.ndarray) -> np.ndarray:
@@ -51,7 +53,7 @@ class Rewriter:
 
     def __init__(self, liveness: Liveness, carriers: Sequence[Any | None]):
         self.live = liveness
-        self.carrier = Carrier(liveness.program, list(carriers))
+        self.carrier = Carrier(liveness, list(carriers))
         self.held: dict[Value, tuple[Any, Masks]] = {}
 
     def run(
@@ -151,9 +153,8 @@ class Rewriter:
         shape = [1] * len(eqn.inputs[row.operand].shape)
         shape[row.axis] = -1
         with now(arrays):
-            left = row.mask.reshape(shape)
-            arrays[row.operand] = jnp.where(left, arrays[row.operand], 0)
-            (result,) = evaluate(eqn, arrays)
+            arrays[row.operand] = _masked(row.mask.reshape(shape), arrays[row.operand])
+            (result,) = evaluate(eqn, self.live.relations[eqn], arrays)
             for axis, mask in enumerate(made):
                 if result.shape[axis] == mask.size > 1:
                     result = take(result, np.flatnonzero(mask), axis)
@@ -283,13 +284,13 @@ class Rewriter:
         with now([array]):
             for a, t in enumerate(target if value.shape else []):
                 if array.shape[a] > 1:
-                    array = take(jnp.asarray(array), np.flatnonzero(t), a)
+                    array = take(array, np.flatnonzero(t), a)
                 zero = facts.zero[a][t]
                 if zero.any():
                     lined = zero.reshape(
                         [-1 if b == a else 1 for b in range(len(shape))]
                     )
-                    array = jnp.where(lined, 0, array)
+                    array = _masked(~lined, array)
         return jnp.broadcast_to(jnp.asarray(array, value.dtype), shape)
 
 

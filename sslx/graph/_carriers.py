@@ -1,0 +1,219 @@
+"""The values of constant slices, each array of size one where they do not vary.
+
+Zero slices are known beforehand, so that a removed filter costs nothing, whatever
+computes it. NumPy does what it can (see `sslx.graph._host`), JAX the rest.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from sslx import _jax_compat
+from sslx.graph import _host
+from sslx.graph._liveness import Liveness
+from sslx.graph._masks import within
+from sslx.graph._program import Equation, Value
+from sslx.graph._relation import Relation
+from sslx.graph._rules import reshape_groups
+
+
+class Carrier:
+    """Values of the constant slices of a program; other slices hold anything.
+
+    An input is an array, a function that returns one when it is first needed, or None
+    if nothing of it is constant.
+    """
+
+    def __init__(self, liveness: Liveness, inputs: Sequence[Any | None]):
+        self._live = liveness
+        self._values: dict[Value, Any] = {}
+        self._pending = dict(zip(liveness.program.inputs, inputs, strict=True))
+
+    def of(self, value: Value) -> Any:
+        """The carrier of a value, computed on demand."""
+        stack = [value]
+        while stack:
+            top = stack[-1]
+            if top in self._values:
+                stack.pop()
+            elif top.literal is not None:
+                self._values[top] = top.array
+            elif self._is_zero(top):
+                self._values[top] = _thin_zeros(top)
+            elif top in self._pending:
+                given = self._pending.pop(top)
+                made = given() if callable(given) else given
+                self._values[top] = _thin_zeros(top) if made is None else made
+            else:
+                eqn = self._live.producer[top]
+                through = self._passes(eqn)
+                missing = [v for v in eqn.inputs if v not in self._values]
+                if through and missing:
+                    stack += missing
+                    continue
+                outs = self._outputs(eqn) if through else map(_thin_zeros, eqn.outputs)
+                self._values.update(zip(eqn.outputs, outs, strict=True))
+        return self._values[value]
+
+    def _is_zero(self, value: Value) -> bool:
+        """Whether all constant slices are zero."""
+        facts = self._live.of(value)
+        return within(facts.constant, facts.zero)
+
+    def _passes(self, eqn: Equation) -> bool:
+        """Whether constants come through an equation; if not, nothing of it is read."""
+        if eqn in self._live.inner:
+            return eqn.name not in ("scan", "cond", "while")
+        return self._live.relations[eqn].constant
+
+    def _outputs(self, eqn: Equation) -> list[Any]:
+        operands = [self._values[v] for v in eqn.inputs]
+        if eqn not in self._live.inner:
+            return evaluate(eqn, self._live.relations[eqn], operands)
+        (inside,) = self._live.inner[eqn].insides
+        carrier = Carrier(inside, operands)
+        return [carrier.of(v) for v in inside.program.outputs]
+
+
+def _thin_zeros(value: Value) -> np.ndarray:
+    known = isinstance(value.dtype, np.dtype)
+    return np.zeros((1,) * len(value.shape), value.dtype if known else np.uint32)
+
+
+def now(arrays: Iterable[Any]) -> contextlib.AbstractContextManager:
+    """Compute at once what depends on no traced value, even while tracing."""
+    if any(_jax_compat.is_traced(x) for x in arrays):
+        return contextlib.nullcontext()
+    return _jax_compat.compile_time()
+
+
+def evaluate(eqn: Equation, rel: Relation, operands: list[Any]) -> list[Any]:
+    """One equation on carriers."""
+    if eqn.name == "reshape" and eqn.params.get("dimensions") is None:
+        return [_reshape(eqn, operands[0])]
+    if eqn.name == "broadcast_in_dim":
+        return [_broadcast(eqn, operands[0])]
+    host = _host.on_host(operands)
+    if eqn.name == "conv_general_dilated" and host:
+        kernel = np.broadcast_to(operands[1], eqn.inputs[1].shape)
+        channels = eqn.params["dimension_numbers"].lhs_spec[1]
+        image = _widened(operands[0], {channels: eqn.inputs[0].shape[channels]})
+        made = _host.convolve_uniform(eqn, image, kernel)
+        if made is not None:
+            return [made]
+    operands = _lined_up(eqn, rel, operands)
+    made = _host.bind(eqn, operands) if host and operands else None
+    if made is not None:
+        return [made]
+    with now(operands):
+        return eqn.bind([jnp.asarray(x) for x in operands])
+
+
+def _widened(array: Any, sizes: Mapping[int, int]) -> Any:
+    """The given axes of an array at the given sizes; on the host if it is there."""
+    shape = tuple(sizes.get(a, n) for a, n in enumerate(np.shape(array)))
+    if shape == np.shape(array):
+        return array
+    if _host.on_host([array]):
+        return np.broadcast_to(array, shape)
+    with now([array]):
+        return jnp.broadcast_to(array, shape)
+
+
+def _lined_up(eqn: Equation, rel: Relation, operands: list[Any]) -> list[Any]:
+    """Operands at full size, except on axes that merely run along."""
+    if _elementwise(eqn):
+        shapes = [np.shape(x) for x in operands if np.ndim(x)]
+        sizes = dict(enumerate(np.broadcast_shapes(*shapes) if shapes else ()))
+        return [_widened(x, sizes) if np.ndim(x) else x for x in operands]
+    thin = [_thin_axes(eqn, rel, k) for k in range(len(operands))]
+    if eqn.name == "concatenate":
+        agreed = {a for a in thin[0] if all(np.shape(x)[a] == 1 for x in operands)}
+        thin = [agreed] * len(operands)
+    rows = zip(eqn.inputs, operands, thin, strict=True)
+    return [
+        _widened(x, {a: n for a, n in enumerate(v.shape) if a not in kept})
+        for v, x, kept in rows
+    ]
+
+
+def _elementwise(eqn: Equation) -> bool:
+    shapes = {v.shape for v in (*eqn.inputs, *eqn.outputs) if v.shape}
+    reducing = "axes" in eqn.params or "axis" in eqn.params
+    layout = {"transpose", "rev", "pad", "slice", "dot_general", "concatenate", "split"}
+    layout |= {"reshape", "tile"}
+    windowed = "window_dimensions" in eqn.params
+    ranks = {len(s) for s in shapes}
+    named = eqn.name not in layout and eqn.name != "conv_general_dilated"
+    return named and not reducing and not windowed and len(ranks) <= 1
+
+
+_ANY_SIZE = {
+    "transpose",
+    "rev",
+    "squeeze",
+    "dot_general",
+    "concatenate",
+    "cumsum",
+    "cumprod",
+    "cummax",
+}
+
+
+def _thin_axes(eqn: Equation, rel: Relation, k: int) -> set[int]:
+    """The axes of an operand along which a primitive takes any size."""
+    if eqn.name == "conv_general_dilated":
+        return {eqn.params["dimension_numbers"].lhs_spec[0]} if k == 0 else set()
+    if eqn.name not in _ANY_SIZE and not eqn.name.startswith("reduce"):
+        return set()
+    plain = [x for x in rel.links if x.in_label is None and x.out_label is None]
+    thin = {x.in_axis for x in plain if x.operand == k}
+    if eqn.name == "dot_general":
+        _, batch = eqn.params["dimension_numbers"]
+        thin -= set(batch[k])
+    if eqn.name == "concatenate":
+        thin.discard(eqn.params["dimension"])
+    return thin - {m.axis for s in rel.sums for m in s if m.operand == k}
+
+
+def _reshaped(array: Any, shape: Sequence[int]) -> Any:
+    if _host.on_host([array]):
+        return np.reshape(array, shape)
+    with now([array]):
+        return jnp.reshape(array, shape)
+
+
+def _broadcast(eqn: Equation, operand: Any) -> Any:
+    shape = [1] * len(eqn.outputs[0].shape)
+    for a, b in enumerate(eqn.params["broadcast_dimensions"]):
+        shape[b] = np.shape(operand)[a]
+    return _reshaped(operand, shape)
+
+
+def _reshape(eqn: Equation, operand: Any) -> Any:
+    source, target = eqn.inputs[0].shape, eqn.outputs[0].shape
+    have = np.shape(operand)
+    shape = [1] * len(target)
+    wide: dict[int, int] = {}
+    for left, right in reshape_groups(source, target):
+        if any(have[a] != 1 for a in left):
+            wide.update((a, source[a]) for a in left)
+            for b in right:
+                shape[b] = target[b]
+    return _reshaped(_widened(operand, wide), shape)
+
+
+def flatten_uniform(array: Any) -> Any:
+    """Drop axes along which a concrete array repeats itself."""
+    if _jax_compat.is_traced(array):
+        return array
+    array = np.asarray(array)
+    for axis in range(array.ndim):
+        first = np.take(array, [0], axis)
+        if array.shape[axis] > 1 and math.prod(array.shape) and (array == first).all():
+            array = first
+    return array
