@@ -3,6 +3,7 @@
     python -m experiments.bench overhead      ResNet-20, batch 128; 3 minutes on 2 cores
     python -m experiments.bench analysis      see experiments/bench_analysis.py
     python -m experiments.bench alexnet_speed see experiments/bench_alexnet.py
+    python -m experiments.bench networks      see experiments/bench_networks.py
 
 The first prints ratios, and an A/A control that tells how small a difference shows:
 
@@ -33,6 +34,7 @@ import sslx
 from experiments import (
     bench_alexnet,
     bench_analysis,
+    bench_networks,
     checkpoints,
     data,
     models,
@@ -277,6 +279,7 @@ if __name__ == "__main__":
         "overhead": main,
         "analysis": bench_analysis.main,
         "alexnet_speed": bench_alexnet.main,
+        "networks": bench_networks.main,
     }
     tyro.extras.subcommand_cli_from_dict(
         COMMANDS, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)

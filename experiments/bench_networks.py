@@ -1,0 +1,295 @@
+"""Speed of networks at half of their widths, beside the ratio of their MACs.
+
+    python -m experiments.bench networks --out FOLDER           hours on 2 calm cores
+    python -m experiments.bench networks --networks resnet20 --batches 1 --lowering rule
+
+In every family of channels that go together (`sslx.units`) the half with the smaller
+norms is zero: in `all` families, or only in the `inner` ones, which one layer writes,
+so that no residual add joins them. The dense and the compact network are lowered by the
+same search, `--lowering`, and timed by XLA as it comes, too. The search is done on
+timings of its own; outputs are compared with the dense network's before that.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+import sslx
+from experiments import (
+    bench_mobilenet,
+    bench_rounds,
+    granularity_report,
+    imagenet_models,
+    models,
+)
+from sslx import measure, report
+from sslx.lowering import Lowering
+
+Width = Literal["inner", "all"]
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Time networks, dense and at half of their widths."""
+
+    networks: tuple[str, ...] = (
+        "resnet20",
+        "resnet56",
+        "vgg16",
+        "vgg19",
+        "densenet40",
+        "resnet50",
+        "mobilenet",
+    )
+    """Of experiments.models, imagenet_models (resnet50), or mobilenet."""
+    widths: tuple[Width, ...] = ("inner", "all")
+    """Which families of channels are halved."""
+    batches: tuple[int, ...] = (1, 32, 256)
+    """Images per call."""
+    lowering: Lowering = "measure"
+    """How forms are chosen, for the dense and the compact network alike."""
+    rounds: int = 15
+    """Rounds of the timing that is reported; fewer where a minute is not enough."""
+    memory: float = 12.0
+    """GiB; sizes that need more are left out."""
+    cache: pathlib.Path | None = None
+    """Folder of the timings that choices are made on [~/.cache/sslx]."""
+    out: pathlib.Path | None = None
+    """Folder for record.json and networks.png."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network with weights at random.
+
+    Attributes:
+        apply: of variables and images.
+        variables: what Flax made, BatchNorm's means and variances perturbed.
+        shape: of an image.
+    """
+
+    apply: Callable[..., jax.Array]
+    variables: Any
+    shape: tuple[int, ...]
+
+
+def create(name: str) -> Network:
+    """A network by its name."""
+    model, shape = _model(name)
+    image = jax.ShapeDtypeStruct((1, *shape), "float32")
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    rng = np.random.default_rng(0)
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.asarray(_values(path[-1].key, leaf.shape, rng)), shapes
+    )
+    return Network(functools.partial(model.apply, train=False), variables, shape)
+
+
+def _values(
+    name: str, shape: tuple[int, ...], rng: np.random.Generator
+) -> Float[np.ndarray, "..."]:
+    """He's normal for kernels; near 1 for scales and variances; else near 0."""
+    values = rng.standard_normal(shape, np.float32)
+    if name == "kernel":
+        return values * np.float32(np.sqrt(2 / np.prod(shape[:-1])))
+    return np.float32(name in ("scale", "var")) + np.float32(0.1) * abs(values)
+
+
+def _model(name: str) -> tuple[nn.Module, tuple[int, ...]]:
+    if name == "mobilenet":
+        return bench_mobilenet.MobileNet(), (32, 32, 3)
+    if name in models.MODELS:
+        return models.create(name), (32, 32, 3)
+    return imagenet_models.create(name), imagenet_models.image_shape(name)
+
+
+def halved(network: Network, widths: tuple[Width, ...]) -> dict[Width, Any]:
+    """Variables with half of every family zero; once if both choices are the same."""
+    x = jax.ShapeDtypeStruct((1, *network.shape), "float32")
+    units = sslx.units(network.apply, network.variables, x)
+    inner = sslx.Groups(tuple(c for c in units.classes if _writers(c) == 1))
+    if inner.names == units.names:
+        widths = ("all",)
+    chosen = {"all": units, "inner": inner}
+    return {width: _lower_half_zero(chosen[width], network) for width in widths}
+
+
+def _lower_half_zero(units: sslx.Groups, network: Network) -> Any:
+    norms = jax.jit(functools.partial(sslx.norms, units))(network.variables)
+    factors = {name: _upper_half(np.asarray(n)) for name, n in norms.items()}
+    return jax.jit(functools.partial(sslx.scale, units))(network.variables, factors)
+
+
+def _writers(family: sslx.GroupClass) -> int:
+    """Kernels whose filters are of a family, depthwise ones not counted."""
+    return sum(
+        len(m.shape) > 1 and m.kept == (len(m.shape) - 1,) and m.shape[-2] > 1
+        for m in family.members
+    )
+
+
+def _upper_half(norms: np.ndarray) -> np.ndarray:
+    keep = np.zeros(norms.size, np.float32)
+    keep[np.argsort(-norms.reshape(-1), kind="stable")[: -(-norms.size // 2)]] = 1
+    return keep.reshape(norms.shape)
+
+
+def time_case(
+    network: Network, zeros: Any, batch: int, config: Config
+) -> dict[str, Any] | None:
+    """One network, set of widths and batch size; None where it needs too much memory.
+
+    Args:
+        network: dense.
+        zeros: its variables with half of some families zero.
+        batch: images.
+        config: of the command.
+    """
+    x = jax.random.normal(jax.random.key(2), (batch, *network.shape))
+    apply, variables = network.apply, network.variables
+    small = sslx.compact(apply, zeros, x)
+    default, compile_default = bench_rounds.compiled(apply, variables, x)
+    if _bytes(default) > config.memory * _GIB:
+        return None
+    programs = {"dense": (apply, variables), "compact": (small.apply, small.variables)}
+    calls: dict[str, Any] = {}
+    record: dict[str, Any] = {"compile": {"dense, XLA": compile_default}}
+    for name, (fn, tree) in programs.items():
+        tuned = sslx.tune(fn, tree, x, lowering=config.lowering, cache=config.cache)
+        program, seconds = bench_rounds.compiled(
+            tuned.apply, tree, x, **tuned.compiler_options
+        )
+        record["compile"][name] = seconds
+        record[f"{name}, chosen"] = {
+            "options": dict(tuned.compiler_options),
+            "forms": [(c.name, str(c.form), c.times) for c in tuned.choices],
+            "programs": dict(tuned.programs),
+        }
+        calls[name] = functools.partial(program, tree, x)
+        if name == "dense":
+            calls["dense, XLA"] = functools.partial(default, tree, x)
+            bench_rounds.check(name, program(zeros, x), default(zeros, x))
+    plain, seconds = bench_rounds.compiled(small.apply, small.variables, x)
+    record["compile"]["compact, XLA"] = seconds
+    calls["compact, XLA"] = functools.partial(plain, small.variables, x)
+    for name in ("compact", "compact, XLA"):
+        bench_rounds.check(name, calls[name](), default(zeros, x))
+    found = bench_rounds.interleaved(calls, config.rounds)
+    return record | {
+        "batch": batch,
+        "mac_ratio": _macs(apply, variables, x)
+        / _macs(small.apply, small.variables, x),
+        "speedups": {
+            "compact over dense": found.speedup("compact", "dense").as_dict(),
+            "compact over dense, XLA": found.speedup(
+                "compact, XLA", "dense, XLA"
+            ).as_dict(),
+            "dense over its XLA": found.speedup("dense", "dense, XLA").as_dict(),
+        },
+        "calls": found.as_dict(),
+    }
+
+
+def _bytes(program: Any) -> int:
+    """What a compiled program needs: arguments, results and the rest."""
+    sizes = program.memory_analysis()
+    return (
+        sizes.argument_size_in_bytes
+        + sizes.output_size_in_bytes
+        + sizes.temp_size_in_bytes
+    )
+
+
+def _macs(fn: Callable[..., Any], variables: Any, x: jax.Array) -> int:
+    return measure.cost(fn, variables, x).macs
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Time all, print a line each, write record and picture where asked."""
+    rows = []
+    head = "latency ratios over the MAC ratio; '=' is a tie with 1\n"
+    print(head + _line("network", "batch", "MACs", _HEAD))
+    for name in config.networks:
+        network = create(name)
+        for width, zeros in halved(network, config.widths).items():
+            for batch in config.batches:
+                case = time_case(network, zeros, batch, config)
+                jax.clear_caches()
+                if case is None:
+                    print(f"{name}, {width}, batch {batch}: over {config.memory} GiB")
+                    continue
+                rows.append({"network": name, "width": width, **case})
+                print(_row(rows[-1]), flush=True)
+    record = {"lowering": config.lowering, "cases": rows}
+    bench_rounds.finish(record, config.out and config.out / "record.json")
+    if config.out is not None and rows:
+        report.save_png(picture(rows), config.out / "networks.png")
+    return record
+
+
+_HEAD = ("compact", "of MACs", "XLA alone", "dense/XLA", "ms", "compile")
+
+
+def _line(name: str, batch: str, macs: str, cells: tuple[str, ...]) -> str:
+    return f"{name:22s}{batch:>6s}{macs:>8s}" + "".join(f"{c:>11s}" for c in cells)
+
+
+def _row(case: dict[str, Any]) -> str:
+    speed, macs = case["speedups"], case["mac_ratio"]
+    compiled = case["compile"]["compact"] / case["compile"]["dense"]
+    cells = (
+        _cell(speed["compact over dense"]),
+        f"{speed['compact over dense']['median'] / macs:.2f}",
+        _cell(speed["compact over dense, XLA"]),
+        _cell(speed["dense over its XLA"]),
+        f"{1e3 * case['calls']['median']['compact']:.2f}",
+        f"{compiled:.2f}",
+    )
+    name = f"{case['network']}, {case['width']}"
+    return _line(name, f"{case['batch']}", f"{macs:.2f}", cells)
+
+
+def _cell(ratio: dict[str, Any]) -> str:
+    return f"{ratio['median']:.2f}{'=' if ratio['tie'] else ''}"
+
+
+_BARS = {
+    "compact over dense": ("compact over dense, same search", "#2563eb"),
+    "compact over dense, XLA": ("both by XLA as it comes", "#d97706"),
+}
+
+
+def picture(rows: list[dict[str, Any]]) -> Figure:
+    """Speed-ups as bars, the MAC ratio as a mark, one panel per batch size."""
+    batches = sorted({r["batch"] for r in rows})
+    with matplotlib.rc_context(granularity_report.STYLE):
+        figure = Figure((9, 2.8 * len(batches)), layout="constrained")
+        axes = figure.subplots(len(batches), 1, squeeze=False)[:, 0]
+        for ax, batch in zip(axes, batches, strict=True):
+            mine = [r for r in rows if r["batch"] == batch]
+            at = np.arange(len(mine))
+            for place, (kind, (label, colour)) in enumerate(_BARS.items()):
+                heights = [r["speedups"][kind]["median"] for r in mine]
+                ax.bar(
+                    at + 0.38 * place - 0.19, heights, 0.38, color=colour, label=label
+                )
+            macs = [r["mac_ratio"] for r in mine]
+            ax.plot(at, macs, "_", color="#1f2933", markersize=24, label="MACs")
+            ax.axhline(1, color="#1f2933", linewidth=0.8)
+            names = [f"{r['network']}\n{r['width']}" for r in mine]
+            ax.set_xticks(at, names, fontsize=7)
+            ax.set_title(f"batch {batch}")
+            ax.set_ylabel("dense / compact")
+        axes[0].legend(fontsize=7)
+    return figure
