@@ -182,3 +182,20 @@ def test_xla_leaves_the_program_alone() -> None:
     tuned = sslx.tune(layer, x, w, lowering="xla")
     assert not tuned.choices and not tuned.compiler_options
     assert "conv_general_dilated" in str(jax.make_jaxpr(tuned.apply)(x, w))
+
+
+@hypothesis.settings(max_examples=15, deadline=None)
+@hypothesis.given(st.integers(1, 3), st.integers(1, 3), st.integers(0, 2))
+def test_sums_as_products_are_exact(leading: int, kept: int, other: int) -> None:
+    with jax.enable_x64(True):
+        shape = (*(9, 11, 13)[:leading], *(2, 3, 5)[:kept])
+        x = jax.random.normal(jax.random.key(other), shape)
+        axes = tuple(range(leading)) if other else (len(shape) - 1,)
+
+        def total(x: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.tanh(x), axes)
+
+        tuned = sslx.tune(total, x)
+        np.testing.assert_allclose(tuned(x), total(x), 1e-11, 1e-11)
+        as_product = "dot_general" in str(jax.make_jaxpr(tuned.apply)(x))
+        assert as_product == (other > 0 and leading == 3)

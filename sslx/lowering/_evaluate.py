@@ -1,10 +1,12 @@
 """Evaluate a jaxpr with other forms of its convolutions, bodies of calls included."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sslx import _jax_compat
@@ -12,33 +14,43 @@ from sslx.lowering import _forms
 from sslx.lowering._conv import Conv, from_canonical, from_params, to_canonical
 from sslx.lowering._forms import Form
 
-Choose = Callable[[Conv, str], Form]
-"""A convolution and the name scope it stands in -> the form to compute it in."""
+
+class Ways(NamedTuple):
+    """How to compute what XLA is not left with.
+
+    Attributes:
+      form: of a convolution, standing in a name scope.
+      sums: whether sums over leading axes become products with ones.
+    """
+
+    form: Callable[[Conv, str], Form]
+    sums: bool = False
+
 
 Alive = np.ndarray | None
 """The entries of an array that may differ from zero; None means all."""
 
 
-def lowered(fn: Callable[..., Any], choose: Choose, alive: Sequence[Alive]) -> Any:
+def lowered(fn: Callable[..., Any], ways: Ways, alive: Sequence[Alive]) -> Any:
     """A function of the same flat arrays that computes `fn` in the chosen forms.
 
     Args:
       fn: of arrays, to a pytree.
-      choose: asked once for every convolution.
+      ways: its form is asked once for every convolution.
       alive: per argument, which entries may differ from zero.
     """
 
     def run(*arrays: Any) -> Any:
         closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*arrays)
         known = {k: mask for k, mask in enumerate(alive) if mask is not None}
-        outs = _evaluate(closed, choose, known, arrays)
+        outs = _evaluate(closed, ways, known, arrays)
         return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(shapes), outs)
 
     return run
 
 
 def _evaluate(
-    jaxpr: Any, choose: Choose, alive: Mapping[int, np.ndarray], arrays: Sequence[Any]
+    jaxpr: Any, ways: Ways, alive: Mapping[int, np.ndarray], arrays: Sequence[Any]
 ) -> list[Any]:
     opened, consts = _jax_compat.open_jaxpr(jaxpr)
     env: dict[Any, Any] = dict(zip(opened.constvars, consts, strict=True))
@@ -55,7 +67,7 @@ def _evaluate(
         operands = [read(atom) for atom in eqn.invars]
         known = [mask_of(atom) for atom in eqn.invars]
         with jax.named_scope(_jax_compat.scope(eqn)):
-            outs = _equation(eqn, choose, operands, known)
+            outs = _equation(eqn, ways, operands, known)
         env.update(zip(eqn.outvars, outs, strict=True))
         if eqn.primitive.name in _FOLLOWED and any(m is not None for m in known):
             mask = _FOLLOWED[eqn.primitive.name](eqn, known)
@@ -65,21 +77,25 @@ def _evaluate(
 
 
 def _equation(
-    eqn: Any, choose: Choose, operands: list[Any], known: list[Alive]
+    eqn: Any, ways: Ways, operands: list[Any], known: list[Alive]
 ) -> list[Any]:
     name, params = eqn.primitive.name, dict(eqn.params)
     if name == "conv_general_dilated":
         conv = from_params(params, *operands, alive=known[1])
-        form = choose(conv, _jax_compat.scope(eqn))
+        form = ways.form(conv, _jax_compat.scope(eqn))
         if form.kind != "xla":
             out = _forms.run(form, conv, *to_canonical(params, *operands))
             return [from_canonical(params, out)]
+    elif name == "reduce_sum" and ways.sums:
+        total = summed(operands[0], params["axes"])
+        if total is not None:
+            return [total]
     elif name in ("jit", "pjit", "closed_call"):
         body = params["jaxpr" if "jaxpr" in params else "call_jaxpr"]
         alive = {k: m for k, m in enumerate(known) if m is not None}
-        return _evaluate(body, choose, alive, operands)
+        return _evaluate(body, ways, alive, operands)
     elif name in ("checkpoint", "remat", "remat2"):
-        run = functools.partial(_body, params["jaxpr"], choose)
+        run = functools.partial(_body, params["jaxpr"], ways)
         keep = jax.checkpoint(
             run, prevent_cse=params["prevent_cse"], policy=params["policy"]
         )
@@ -87,21 +103,41 @@ def _equation(
     else:
         for key, value in params.items():
             if isinstance(value, _jax_compat.ClosedJaxpr):
-                params[key] = _rewritten(value, choose)
+                params[key] = _rewritten(value, ways)
             elif isinstance(value, tuple) and any(map(_jax_compat.is_jaxpr, value)):
-                params[key] = tuple(_rewritten(v, choose) for v in value)
+                params[key] = tuple(_rewritten(v, ways) for v in value)
     out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(params))
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
-def _body(jaxpr: Any, choose: Choose, *arrays: Any) -> list[Any]:
-    return _evaluate(jaxpr, choose, {}, arrays)
+def summed(x: Any, axes: tuple[int, ...]) -> Any | None:
+    """`x.sum(axes)` as a product with a row of ones; None where that does not pay.
+
+    On a CPU XLA adds up one lane at a time where few entries are left per sum; a
+    product uses whole vectors and all cores.
+    """
+    kept = math.prod(x.shape[len(axes) :])
+    if axes != tuple(range(len(axes))) or kept < 2 or x.size < _MANY * kept:
+        return None
+    if x.dtype not in (np.float32, np.float64):
+        return None
+    ones = jnp.ones((x.size // kept,), x.dtype)
+    highest = jax.lax.Precision.HIGHEST
+    total = jnp.matmul(ones, x.reshape(-1, kept), precision=highest)
+    return total.reshape(x.shape[len(axes) :])
 
 
-def _rewritten(jaxpr: Any, choose: Choose) -> Any:
-    if not has_convolution(jaxpr):
+_MANY = 512
+
+
+def _body(jaxpr: Any, ways: Ways, *arrays: Any) -> list[Any]:
+    return _evaluate(jaxpr, ways, {}, arrays)
+
+
+def _rewritten(jaxpr: Any, ways: Ways) -> Any:
+    if not (ways.sums or has_convolution(jaxpr)):
         return jaxpr
-    return jax.make_jaxpr(functools.partial(_body, jaxpr, choose))(*jaxpr.in_avals)
+    return jax.make_jaxpr(functools.partial(_body, jaxpr, ways))(*jaxpr.in_avals)
 
 
 def has_convolution(jaxpr: Any) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from sslx._calls import Call, struct, take_apart
 from sslx.lowering._conv import Columns, Conv
-from sslx.lowering._evaluate import Alive, lowered
+from sslx.lowering._evaluate import Alive, Ways, lowered
 from sslx.lowering._forms import XLA, Form
 from sslx.lowering._measure import Cache
 from sslx.lowering._rule import rule
@@ -54,6 +54,8 @@ class Tuned:
       compiler_options: what to give to `jax.jit`; they do nothing inside another jit.
       programs: under `"measure"`, seconds of the whole function per way to lower it, of
         which the fastest was taken.
+      sums: whether sums over leading axes are products with ones, which XLA computes
+        faster on a CPU.
       nonzero: per array of the call, which entries may differ from zero.
     """
 
@@ -62,6 +64,7 @@ class Tuned:
     choices: tuple[Choice, ...]
     compiler_options: Mapping[str, str]
     programs: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    sums: bool = False
     nonzero: Nonzero = ()
 
     def apply(self, *args: Any, **kwargs: Any) -> Any:
@@ -80,7 +83,8 @@ class Tuned:
             return known.get(conv) or default_form(conv)
 
         masks = _masks(self.nonzero)
-        return lowered(_flat(self.fn, call), choose, masks)(*call.arrays)
+        ways = Ways(choose, self.sums)
+        return lowered(_flat(self.fn, call), ways, masks)(*call.arrays)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """`fn(*args, **kwargs)`, compiled with the options."""
@@ -188,6 +192,7 @@ def tune_sparse(
             plain,
             choices=_choices(found, default_form),
             compiler_options=option_sets()[-1],
+            sums=_on_cpu(),
         )
     return _measured(plain, call, found, Cache(cache))
 
@@ -210,10 +215,17 @@ def _measured(
         for name, chosen in forms.items():
             choices = _choices(found, chosen.__getitem__, seconds.__getitem__)
             ways[f"{name}, {label}"] = dataclasses.replace(
-                plain, choices=choices, compiler_options=options
+                plain,
+                choices=choices,
+                compiler_options=options,
+                sums=name != "xla" and _on_cpu(),
             )
     distinct = {
-        (tuple(c.form for c in way.choices), tuple(way.compiler_options)): name
+        (
+            tuple(c.form for c in way.choices),
+            tuple(way.compiler_options),
+            way.sums,
+        ): name
         for name, way in ways.items()
     }
     arrays = [_concrete(x) for x in call.arrays]
@@ -245,7 +257,7 @@ def _choices(
 @functools.cache
 def option_sets() -> list[dict[str, str]]:
     """The compiler options worth trying on this backend, the rule's choice last."""
-    if jax.default_backend() != "cpu":
+    if not _on_cpu():
         return [{}]
     try:
         jax.jit(lambda x: x + 1, compiler_options=_NO_YNN)(0.0)
@@ -291,7 +303,11 @@ def _flat(fn: Callable[..., Any], call: Call) -> Callable[..., Any]:
 
 def default_form(conv: Conv) -> Form:
     """The rule's form where the rule holds: on a CPU; else XLA's."""
-    return rule(conv) if jax.default_backend() == "cpu" else XLA
+    return rule(conv) if _on_cpu() else XLA
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def convolutions(
@@ -305,5 +321,5 @@ def convolutions(
         return XLA
 
     shapes = [struct(x) for x in call.arrays]
-    jax.eval_shape(lowered(_flat(fn, call), note, alive), *shapes)
+    jax.eval_shape(lowered(_flat(fn, call), Ways(note), alive), *shapes)
     return found
