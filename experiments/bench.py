@@ -4,6 +4,7 @@
     python -m experiments.bench analysis      see experiments/bench_analysis.py
     python -m experiments.bench alexnet_speed see experiments/bench_alexnet.py
     python -m experiments.bench networks      see experiments/bench_networks.py
+    python -m experiments.bench runtimes      see experiments/bench_runtimes.py
 
 The first prints ratios, and an A/A control that tells how small a difference shows:
 
@@ -35,6 +36,7 @@ from experiments import (
     bench_alexnet,
     bench_analysis,
     bench_networks,
+    bench_runtimes,
     checkpoints,
     data,
     models,
@@ -280,6 +282,7 @@ if __name__ == "__main__":
         "analysis": bench_analysis.main,
         "alexnet_speed": bench_alexnet.main,
         "networks": bench_networks.main,
+        "runtimes": bench_runtimes.main,
     }
     tyro.extras.subcommand_cli_from_dict(
         COMMANDS, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)

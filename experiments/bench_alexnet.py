@@ -306,16 +306,12 @@ def text(figures: list[dict[str, Any]], batch: int) -> str:
         for f in figures:
             if (f["batch"], f["row"]) == (batch, name):
                 paper = "" if f["paper"] is None else f"{f['paper']:.2f}"
-                cells = [_cell(f["speedups"].get(kind)) for kind in _COLUMNS]
+                cells = [
+                    bench_rounds.cell(f["speedups"].get(kind)) for kind in _COLUMNS
+                ]
                 rows.append([name, f["layer"], f"{f['mac_ratio']:.2f}", paper, *cells])
     table = bench_rounds.table(head, rows)
     return f"\nSpeed-ups at batch {batch}; '=' is a tie\n{table}"
-
-
-def _cell(ratio: Mapping[str, Any] | None) -> str:
-    return (
-        "" if ratio is None else f"{ratio['median']:.2f}{'=' if ratio['tie'] else ''}"
-    )
 
 
 _BARS = {

@@ -249,19 +249,15 @@ def _row(case: dict[str, Any]) -> str:
     speed, macs = case["speedups"], case["mac_ratio"]
     compiled = case["compile"]["compact"] / case["compile"]["dense"]
     cells = (
-        _cell(speed["compact over dense"]),
+        bench_rounds.cell(speed["compact over dense"]),
         f"{speed['compact over dense']['median'] / macs:.2f}",
-        _cell(speed["compact over dense, XLA"]),
-        _cell(speed["dense over its XLA"]),
+        bench_rounds.cell(speed["compact over dense, XLA"]),
+        bench_rounds.cell(speed["dense over its XLA"]),
         f"{1e3 * case['calls']['median']['compact']:.2f}",
         f"{compiled:.2f}",
     )
     name = f"{case['network']}, {case['width']}"
     return _line(name, f"{case['batch']}", f"{macs:.2f}", cells)
-
-
-def _cell(ratio: dict[str, Any]) -> str:
-    return f"{ratio['median']:.2f}{'=' if ratio['tie'] else ''}"
 
 
 _BARS = {

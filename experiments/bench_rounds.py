@@ -37,9 +37,6 @@ class Ratio:
     q3: float
     tie: bool
 
-    def __str__(self) -> str:
-        return f"{self.median:.2f}{'=' if self.tie else ''}"
-
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
@@ -139,9 +136,9 @@ def compiled(fn: Callable[..., Any], *args: Any, **options: str) -> tuple[Any, f
     return program, time.perf_counter() - start
 
 
-def fastest(candidates: Mapping[str, Call], rounds: int = 7) -> str:
+def fastest(candidates: Mapping[str, Call | Timer], *, timers: bool = False) -> str:
     """The name with the smallest median, in timings that are used for nothing else."""
-    found = interleaved(candidates, rounds, budget=20.0)
+    found = interleaved(candidates, 7, timers=timers, budget=20.0)
     return min(candidates, key=found.median)
 
 
@@ -177,6 +174,13 @@ def load() -> float | None:
     with contextlib.suppress(OSError, AttributeError):
         return os.getloadavg()[2]
     return None
+
+
+def cell(ratio: Mapping[str, Any] | None) -> str:
+    """The median, and `=` if it is a tie."""
+    if ratio is None:
+        return ""
+    return f"{ratio['median']:.2f}{'=' if ratio['tie'] else ''}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
