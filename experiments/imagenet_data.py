@@ -8,7 +8,10 @@ and step, whatever the number of workers.
 import dataclasses
 import functools
 import json
+import multiprocessing
+import os
 import pathlib
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +28,7 @@ from experiments import imagenet_crops, imagenet_sets, train
 MEAN = (0.485, 0.456, 0.406)
 DEVIATION = (0.229, 0.224, 0.225)
 _AHEAD = 2  # batches that a worker, or a thread without workers, has ready
+_WORTH_A_WORKER = 4  # test batches for which one more process is started
 
 
 def normalise(images: UInt8[Array, "N H W C"]) -> Float[Array, "N H W C"]:
@@ -76,13 +80,26 @@ class Loader:
         self._ahead = None
 
 
+def _end_with_parent(worker: int, workers: int) -> None:
+    """Let this worker end when the training is killed: Grain's would wait for ever."""
+    del worker, workers
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _read_ahead(batches: Any, workers: int) -> Any:
     if not absl.flags.FLAGS.is_parsed():  # Grain asks flags that it defines.
         absl.flags.FLAGS.mark_as_parsed()
     threads = 1 if workers else _AHEAD
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=_AHEAD)
     many = grain.MultiprocessingOptions(workers, per_worker_buffer_size=_AHEAD)
-    return batches.to_iter_dataset(read).mp_prefetch(many)
+    return batches.to_iter_dataset(read).mp_prefetch(many, _end_with_parent)
 
 
 class Stream:
@@ -173,10 +190,10 @@ class ImageNet:
         return images.batch(batch, drop_remainder=True).repeat()
 
     def test_batches(self) -> Any:
-        """Grain's batches of the test images over and over, the last one smaller."""
+        """Grain's batches of the test images, the last one smaller."""
         crop = imagenet_crops.TestCrop(self.size)
         images = grain.MapDataset.source(self.records("validation")).map(crop)
-        return images.batch(self.test_batch, drop_remainder=False).repeat()
+        return images.batch(self.test_batch, drop_remainder=False)
 
     def batches(
         self, options: train.Options, per_epoch: int, mesh: Mesh
@@ -209,7 +226,8 @@ class ImageNet:
         mesh = train.device_mesh()
         even = self.test_batch % mesh.devices.size == 0
         split = NamedSharding(mesh, PartitionSpec("data") if even else PartitionSpec())
-        loader = Loader(self.test_batches(), self.workers)
+        batches = self.test_batches()
+        workers = min(self.workers, len(batches) // _WORTH_A_WORKER)
 
         @functools.partial(jax.jit, compiler_options=train.compiler_options())
         def hits(
@@ -218,10 +236,11 @@ class ImageNet:
             return top_hits(apply(variables, normalise(images), train=False), labels)
 
         def scores(variables: train.Variables) -> dict[str, float]:
-            total = np.zeros(2, int)
-            for _ in range(-(-self.test_count // self.test_batch)):
+            total, loader = np.zeros(2, int), Loader(batches, workers)
+            for _ in range(len(batches)):
                 batch = place(_full(next(loader), self.test_batch), split)
                 total += np.asarray(hits(variables, *batch))
+            loader.close()
             first, five = (total / self.test_count).tolist()
             return {"test_accuracy": first, "test_top5": five}
 

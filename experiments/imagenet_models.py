@@ -200,10 +200,19 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet-50: stages of 3, 4, 6 and 3 bottlenecks, 64, 128, 256 and 512 wide."""
+    """ResNet-50: stages of 3, 4, 6 and 3 bottlenecks, 64, 128, 256 and 512 wide.
+
+    Attributes:
+        classes: outputs.
+        dtype: of the computation.
+        depths: bottlenecks per stage.
+        width: of the first stage; each stage after it has twice as much.
+    """
 
     classes: int = 1000
     dtype: Any = jnp.float32
+    depths: tuple[int, ...] = (3, 4, 6, 3)
+    width: int = 64
 
     @nn.compact
     def __call__(
@@ -213,13 +222,13 @@ class ResNet(nn.Module):
             nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=_he_normal
         )
         threes = ((3, 3), (3, 3))
-        x = conv(64, (7, 7), 2, padding=threes, name="conv1")(images)
+        x = conv(self.width, (7, 7), 2, padding=threes, name="conv1")(images)
         x = nn.relu(_norm(self.dtype, train)(name="bn1")(x))
         x = _max_pool(x, _ONES)
-        for stage, depth in enumerate((3, 4, 6, 3), 1):
+        for stage, depth in enumerate(self.depths, 1):
             for block in range(1, depth + 1):
                 stride = 2 if stage > 1 and block == 1 else 1
-                width = 32 * 2**stage
+                width = self.width * 2 ** (stage - 1)
                 name = f"stage{stage}_{block}"
                 x = Bottleneck(width, stride, self.dtype, name=name)(x, train=train)
         x = x.mean(axis=(1, 2))
@@ -283,6 +292,10 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": ResNet,
     "densenet121": DenseNet,
 }
+SMALL: dict[str, Callable[..., nn.Module]] = {
+    "resnet14": functools.partial(ResNet, depths=(1, 1, 1, 1), width=16),
+}
+"""Not of any paper: to try things out."""
 
 
 def image_shape(name: str) -> tuple[int, int, int]:
@@ -295,8 +308,9 @@ def create(name: str, classes: int = 1000, dtype: Any = jnp.float32) -> nn.Modul
     """The model called `name` with `classes` outputs, computing in `dtype`.
 
     Raises:
-        ValueError: `name` is not a key of `MODELS`.
+        ValueError: `name` is not a key of `MODELS` or `SMALL`.
     """
-    if name not in MODELS:
-        raise ValueError(f"model: got {name!r}, expected one of {', '.join(MODELS)}")
-    return MODELS[name](classes=classes, dtype=dtype)
+    known = MODELS | SMALL
+    if name not in known:
+        raise ValueError(f"model: got {name!r}, expected one of {', '.join(known)}")
+    return known[name](classes=classes, dtype=dtype)

@@ -211,6 +211,7 @@ def _group_text(options: dict[str, Any]) -> str:
         "filter+shape": "a filter (row), or one (height, width, input) column",
         "depth": "a residual block",
         "layer": "a whole kernel",
+        "units": f"a channel with all that write and read it, {many}",
     }[options["structure"]]
 
 
