@@ -1,16 +1,19 @@
 """How long tracing, analysis, rewriting and the search for units take, without XLA.
 
-    python -m experiments.bench analysis      2 minutes on 2 cores
+    python -m experiments.bench analysis      3 minutes on 2 cores
+    python -m experiments.bench analysis --torch-python PYTHON
 
 Every network is given as shapes, with half of the units of every class masked out.
 Each runs in a process of its own, whose peak memory is reported too. `analysis` is
 `sslx.compact` without its tracing; `rewrite` is what tracing the compact function takes
-beyond tracing the dense one.
+beyond tracing the dense one. For `--compiled` networks XLA compiles the forward pass,
+dense and compact, in turn; `=` is a tie with the dense one against itself. With
+`--torch-python`, an interpreter that has `torch` and `torch-pruning`, Torch-Pruning
+builds its graph and halves the networks that both have.
 """
 
 import dataclasses
 import functools
-import json
 import multiprocessing
 import pathlib
 import resource
@@ -24,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sslx
-from experiments import imagenet_models, models, runs
+from experiments import bench_rounds, bench_workers, imagenet_models, models
 
 Case = tuple[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]]
 
@@ -46,8 +49,12 @@ class Config:
         "depth-1000",
     )
     """Networks: of experiments.models, of imagenet_models, transformer-7b, depth-N."""
+    compiled: tuple[str, ...] = ("resnet56", "densenet100bc", "resnet50")
+    """Those of the networks that XLA compiles, dense and compact."""
     rounds: int = 3
     """Repetitions; medians are reported, and the spread."""
+    torch_python: pathlib.Path | None = None
+    """An interpreter with torch and torch-pruning, to compare with."""
     out: pathlib.Path | None = None
     """Write the figures to this JSON file."""
 
@@ -160,7 +167,22 @@ def _seconds(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def measure_case(name: str, rounds: int) -> dict[str, Any]:
+def compile_times(
+    programs: dict[str, tuple[Callable[..., Any], Any]], args: Any, rounds: int
+) -> bench_rounds.Rounds:
+    """Seconds of XLA for each of the functions of variables and `args`."""
+    todo = programs | {f"dense{bench_rounds.AGAIN}": programs["dense"]}
+    times: dict[str, list[float]] = {name: [] for name in todo}
+    order = np.random.default_rng(0)
+    for _ in range(rounds):
+        for name in order.permutation(list(todo)).tolist():
+            jax.clear_caches()
+            fn, variables = todo[name]
+            times[name].append(bench_rounds.compiled(fn, variables, *args)[1])
+    return bench_rounds.Rounds(times)
+
+
+def measure_case(name: str, rounds: int, compiled: bool) -> dict[str, Any]:
     """The row of one network, measured in this process."""
     fn, variables, args, settings = case(name)
     call = functools.partial(fn, **settings)
@@ -186,7 +208,16 @@ def measure_case(name: str, rounds: int) -> dict[str, Any]:
     before, after = (
         sum(x.size for x in jax.tree.leaves(v)) for v in (variables, small.variables)
     )
-    return {
+    row: dict[str, Any] = {}
+    if compiled:
+        programs = {
+            "dense": (call, variables),
+            "compact": (small.apply, small.variables),
+        }
+        found = compile_times(programs, args, rounds)
+        ratio = found.speedup("dense", "compact").as_dict()
+        row["compile"] = found.as_dict() | {"compact_over_dense": ratio}
+    return row | {
         "name": name,
         "equations": len(jaxpr.eqns),
         "equations_compact": len(reduced.eqns),
@@ -205,14 +236,43 @@ def main(config: Config) -> dict[str, Any]:
     rows = []
     print("seconds            trace  analysis   rewrite     units   equations  peak MB")
     for name in config.cases:
+        compiled = name in config.compiled
         with context.Pool(1) as pool:
-            row = pool.apply(measure_case, (name, config.rounds))
+            row = pool.apply(measure_case, (name, config.rounds, compiled))
         rows.append(row)
         times = [*row["seconds"].values(), row["units_seconds"]]
         cells = "".join(f"{t:10.3f}" for t in times)
         print(f"{name:14s}{cells}{row['equations']:12d}{row['peak_megabytes']:9.0f}")
-    record = {"cases": rows, "provenance": runs.provenance()}
-    if config.out is not None:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps(record, indent=1) + "\n")
-    return record
+    for row in rows:
+        if "compile" in row:
+            print(_compile_text(row))
+    record: dict[str, Any] = {"cases": rows}
+    if config.torch_python is not None:
+        shared = [name for name in config.cases if name in models.MODELS]
+        record["torch_pruning"] = _torch_pruning(
+            config.torch_python, shared, config.rounds
+        )
+    return bench_rounds.finish(record, config.out)
+
+
+def _compile_text(row: dict[str, Any]) -> str:
+    medians = row["compile"]["median"]
+    ratio = bench_rounds.cell(row["compile"]["compact_over_dense"])
+    return (
+        f"{row['name']}: XLA compiles dense in {medians['dense']:.2f} s, "
+        f"compact in {medians['compact']:.2f} s ({ratio} of the dense time)"
+    )
+
+
+def _torch_pruning(
+    python: pathlib.Path, names: list[str], rounds: int
+) -> dict[str, dict[str, float]]:
+    """Median seconds of Torch-Pruning's parts, per network."""
+    found = {}
+    with bench_workers.Worker(python) as worker:
+        for name in names:
+            parts = worker.ask("pruning", network=name, rounds=rounds)["rounds"]
+            found[name] = {k: statistics.median(p[k] for p in parts) for k in parts[0]}
+            cells = ", ".join(f"{k} {t:.3f} s" for k, t in found[name].items())
+            print(f"{name}, Torch-Pruning: {cells}")
+    return found
