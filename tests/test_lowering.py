@@ -199,3 +199,56 @@ def test_sums_as_products_are_exact(leading: int, kept: int, other: int) -> None
         np.testing.assert_allclose(tuned(x), total(x), 1e-11, 1e-11)
         as_product = "dot_general" in str(jax.make_jaxpr(tuned.apply)(x))
         assert as_product == (other > 0 and leading == 3)
+
+
+def columns_net(variables: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    x = jax.nn.relu(layer(x, variables["first"]))
+    return layer(x, variables["second"].transpose(2, 3, 1, 0))
+
+
+def sparse_columns() -> dict[str, jax.Array]:
+    rng = np.random.default_rng(0)
+    first, second = (
+        rng.standard_normal((3, 3, 8, 12)),
+        rng.standard_normal((6, 12, 3, 3)),
+    )
+    first *= rng.random((3, 3, 8, 1)) < 0.3
+    second *= rng.random((1, 12, 3, 3)) < 0.6
+    return {"first": jnp.asarray(first), "second": jnp.asarray(second)}
+
+
+@pytest.mark.parametrize("mode", ["rule", "measure"])
+def test_compact_leaves_out_zero_columns(mode, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with jax.enable_x64(True):
+        variables, x = sparse_columns(), jnp.linspace(0, 1, 4 * 5 * 5 * 8)
+        x = x.reshape(4, 5, 5, 8)
+        small = sslx.compact(columns_net, variables, x, lowering=mode)
+        assert small.tuned is not None and small.variables["first"].shape[2] == 8
+        macs = [choice.conv.macs for choice in small.tuned.choices]
+        kept = [np.any(variables["first"] != 0, 3), np.any(variables["second"] != 0, 0)]
+        assert macs == [100 * 12 * kept[0].sum(), 100 * 6 * kept[1].sum()]
+        run = jax.jit(small.apply, compiler_options=small.compiler_options)
+        expected = columns_net(variables, x)
+        np.testing.assert_allclose(run(small.variables, x), expected, 1e-10, 1e-10)
+        half = columns_net(variables, x[:2])
+        np.testing.assert_allclose(run(small.variables, x[:2]), half, 1e-10, 1e-10)
+
+        sslx.save(tmp_path / "net", small)
+        loaded = sslx.load(tmp_path / "net", columns_net)
+        assert loaded.tuned is not None
+        assert loaded.tuned.choices == small.tuned.choices
+        assert loaded.tuned.nonzero == small.tuned.nonzero
+        assert loaded.compiler_options == small.compiler_options
+        found = jax.jit(loaded.apply)(loaded.variables, x)
+        np.testing.assert_allclose(found, expected, 1e-10, 1e-10)
+
+
+def test_the_rule_gathers_where_most_columns_are_zero() -> None:
+    variables = sparse_columns()
+    small = sslx.compact(
+        columns_net, variables, jnp.ones((4, 5, 5, 8)), lowering="rule"
+    )
+    assert small.tuned is not None
+    first, second = small.tuned.choices
+    assert first.form.kind == "gather_columns" and second.form.kind == "crop"

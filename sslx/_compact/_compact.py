@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ from sslx.graph import (
     require_constants,
     settle,
 )
+from sslx.lowering import Lowering, Tuned, nonzero_of, tune_sparse
 
 Constants = Literal["fold", "keep"]
 _ROUNDS = 100
@@ -65,6 +67,7 @@ class Compact:
       example: the call the function was compacted with, as shapes; None if it was
         loaded from a file that could not hold it.
       fold: whether constant channels were folded.
+      tuned: how `apply` computes its convolutions; None leaves them to XLA.
     """
 
     fn: Callable[..., Any]
@@ -75,6 +78,7 @@ class Compact:
     kept_zeros: tuple[KeptZeros, ...]
     example: Call | None
     fold: bool
+    tuned: Tuned | None = None
 
     def apply(self, variables: PyTree, *args: Any, **kwargs: Any) -> PyTree:
         """What `fn(full variables, *args, **kwargs)` returns.
@@ -93,11 +97,47 @@ class Compact:
           ValueError: if the variables do not fit the plan, or if this call needs slices
             that the call given to `compact` did not.
         """
+        if self.tuned is not None:
+            return self.tuned.apply(variables, *args, **kwargs)
         leaves = _checked(self.plan, variables)
         call = take_apart(args, kwargs)
         dtypes = [x.dtype for x in leaves.values()]
         traced = trace_call(self.fn, variables, self.plan, dtypes, call)
         return _run(self, traced, list(leaves.values()), call)
+
+    @property
+    def compiler_options(self) -> dict[str, str]:
+        """What belongs to the chosen lowering; for `jax.jit`."""
+        return dict(self.tuned.compiler_options) if self.tuned is not None else {}
+
+    def lowered(
+        self,
+        *args: Any,
+        lowering: Lowering,
+        cache: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> "Compact":
+        """The same network, its convolutions computed in other exact forms.
+
+        Columns of kernels that are zero in `self.variables` (`sslx.SHAPE` groups) are
+        not multiplied where a form gains by that, so they must stay zero: train on
+        with `sslx.keep_zeros`.
+
+        Args:
+          *args: an example call without the variables, such as a batch of the size
+            that matters; shapes are enough.
+          lowering: as for `sslx.tune`.
+          cache: as for `sslx.tune`.
+          **kwargs: more of the call.
+        """
+        plain = dataclasses.replace(self, tuned=None)
+        if lowering == "xla":
+            return plain
+        leaves, _ = flatten(self.variables)
+        call = take_apart((self.variables, *args), kwargs)
+        nonzero = nonzero_of(list(leaves.values()))
+        tuned = tune_sparse(plain.apply, call, nonzero, lowering, cache)
+        return dataclasses.replace(plain, tuned=tuned)
 
     def expand(self, variables: PyTree | None = None) -> PyTree:
         """Full-size variables with which `fn` gives the same output.
@@ -139,6 +179,7 @@ def compact(
     alignment: Alignment = "auto",
     constants: Constants = "fold",
     strict: bool = False,
+    lowering: Lowering = "xla",
     **kwargs: Any,
 ) -> Compact:
     r"""Remove what is provably dead from a function and its variables.
@@ -164,6 +205,10 @@ def compact(
       constants: `"fold"` removes channels that no longer depend on the input and adds
         what they contributed; `"keep"` goes on computing them.
       strict: raise if a primitive without a rule keeps parameters from being reduced.
+      lowering: how what is left is computed, see `sslx.tune`. `"xla"` leaves it to XLA;
+        `"rule"` and `"measure"` choose a form for every convolution and leave out zero
+        columns of its kernel (`Compact.lowered`). `jax.jit(small.apply,
+        compiler_options=small.compiler_options)` is what was chosen as a whole.
       **kwargs: more of the call; leaves that are not arrays are static.
 
     Returns:
@@ -197,9 +242,10 @@ def compact(
     small = {p: plan.leaves[p].shrink(x) for p, x in leaves.items()}
     example = call._replace(arrays=tuple(struct(x) for x in call.arrays))
     kept = kept_zeros(live, list(zip(params, leaves, zeros.values(), strict=True)))
-    return Compact(
+    reduced = Compact(
         fn, unflatten(treedef, small), plan, folded, held, kept, example, live.fold
     )
+    return reduced.lowered(*args, lowering=lowering, **kwargs)
 
 
 # Analysis.

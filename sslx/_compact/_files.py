@@ -18,8 +18,9 @@ from sslx._compact._compact import Compact, Folded
 from sslx._compact._plan import Plan
 from sslx._groups import flatten, unflatten
 from sslx.graph import Held, KeptZeros
+from sslx.lowering import Tuned
 
-_FORMAT = 1
+_FORMAT = 2
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -49,6 +50,7 @@ def save(path: str | pathlib.Path, small: Compact) -> None:
         "held_back": [[h.primitive, h.source, h.paths] for h in small.held_back],
         "kept_zeros": [dataclasses.astuple(k) for k in small.kept_zeros],
         "example": _example_to_json(small.example),
+        "tuned": small.tuned and small.tuned.to_json(),
     }
     with tempfile.TemporaryDirectory(prefix=path.name, dir=path.parent) as temporary:
         folder = pathlib.Path(temporary) / "new"
@@ -97,7 +99,11 @@ def load(
     held = tuple(Held(a, b, tuple(c)) for a, b, c in data["held_back"])
     example = _example_from_json(data["example"])
     kept = tuple(KeptZeros(*row) for row in data["kept_zeros"])
-    return Compact(fn, variables, plan, folded, held, kept, example, data["fold"])
+    small = Compact(fn, variables, plan, folded, held, kept, example, data["fold"])
+    if data["tuned"] is None:
+        return small
+    tuned = Tuned.from_json(small.apply, data["tuned"])
+    return dataclasses.replace(small, tuned=tuned)
 
 
 _KEY = "key:"

@@ -34,6 +34,16 @@ class Columns:
         """None where all columns are alive."""
         return None if mask.all() else cls(mask.shape, np.packbits(mask).tobytes())
 
+    def to_json(self) -> list[Any]:
+        """Plain numbers and strings."""
+        return [list(self.shape), self.bits.hex()]
+
+    @classmethod
+    def from_json(cls, data: Any) -> "Columns":
+        """The inverse of `to_json`."""
+        shape, bits = data
+        return cls(tuple(shape), bytes.fromhex(bits))
+
     @functools.cached_property
     def mask(self) -> Bool[np.ndarray, "*shape"]:
         """One boolean per column."""
@@ -123,6 +133,19 @@ class Conv:
         fields = dataclasses.replace(self, columns=None)
         return f"{fields}, columns={columns}"
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists, numbers and strings, for a `precision` of None."""
+        names = [field.name for field in dataclasses.fields(self)]
+        fields = {name: getattr(self, name) for name in names}
+        return fields | {"columns": self.columns and self.columns.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Conv":
+        """The inverse of `to_json`, also after a trip through a file."""
+        columns = data["columns"] and Columns.from_json(data["columns"])
+        fields: dict[str, Any] = {k: _tuples(v) for k, v in data.items()}
+        return cls(**fields | {"columns": columns})
+
     def run(self, x: Array, w: Array) -> Array:
         """XLA's own convolution."""
         return jax.lax.conv_general_dilated(
@@ -138,6 +161,12 @@ class Conv:
             precision=self.precision,
             preferred_element_type=jnp.dtype(self.result),
         )
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_tuples(v) for v in value)
+    return value
 
 
 def dilated(size: int, distance: int) -> int:

@@ -100,6 +100,55 @@ class Tuned:
         options = dict(self.compiler_options)
         return jax.jit(run, static_argnums=(0, 1), compiler_options=options)
 
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the function, as plain lists, numbers and strings.
+
+        Choices for convolutions with a `precision` of their own are left to the rule.
+        """
+        plain = [c for c in self.choices if c.conv.precision is None]
+        return {
+            "lowering": self.lowering,
+            "compiler_options": dict(self.compiler_options),
+            "programs": dict(self.programs),
+            "sums": self.sums,
+            "nonzero": [c and c.to_json() for c in self.nonzero],
+            "choices": [
+                {
+                    "name": c.name,
+                    "conv": c.conv.to_json(),
+                    "form": dataclasses.astuple(c.form),
+                    "seconds": [
+                        [dataclasses.astuple(f), s] for f, s in c.seconds.items()
+                    ],
+                    "times": c.times,
+                }
+                for c in plain
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, fn: Callable[..., Any], data: Mapping[str, Any]) -> "Tuned":
+        """The inverse of `to_json`, also after a trip through a file."""
+        choices = [
+            Choice(
+                c["name"],
+                Conv.from_json(c["conv"]),
+                Form(*c["form"]),
+                {Form(*form): seconds for form, seconds in c["seconds"]},
+                c["times"],
+            )
+            for c in data["choices"]
+        ]
+        return cls(
+            fn,
+            data["lowering"],
+            tuple(choices),
+            data["compiler_options"],
+            data["programs"],
+            data["sums"],
+            tuple(c and Columns.from_json(c) for c in data["nonzero"]),
+        )
+
     def rows(self) -> list[dict[str, Any]]:
         """One JSON-able dict per distinct convolution."""
         return [
