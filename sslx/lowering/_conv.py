@@ -144,7 +144,8 @@ class Conv:
         """The inverse of `to_json`, also after a trip through a file."""
         columns = data["columns"] and Columns.from_json(data["columns"])
         fields: dict[str, Any] = {k: _tuples(v) for k, v in data.items()}
-        return cls(**fields | {"columns": columns})
+        fields["columns"] = columns
+        return cls(**fields)
 
     def run(self, x: Array, w: Array) -> Array:
         """XLA's own convolution."""
