@@ -1,6 +1,5 @@
 """What SSL penalises in the ImageNet networks: units, or rows and columns."""
 
-import collections
 import dataclasses
 import re
 from typing import Any, Literal
@@ -11,7 +10,6 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 import sslx
-from sslx import measure
 
 Structure = Literal["units", "filter+shape", "shape"]
 ALEXNET_PARTS = {"conv2": 2, "conv4": 2, "conv5": 2}
@@ -124,47 +122,3 @@ def merged(
         for m in single.members
     )
     return sslx.GroupClass(single.name, (int(new.max()) + 1,), members, single.weight)
-
-
-def group_macs(
-    groups: sslx.Groups, cost: measure.Cost, params: PyTree[Array]
-) -> dict[str, float]:
-    """Share of the network's multiply-accumulates in one group of each class.
-
-    share(class) = sum over its kernels of
-        MACs(kernel) * entries in the class / entries in all classes / MACs / groups
-
-    so that a kernel that units divide by filters and by channels counts half for each:
-    without the shares a and b of them it says (a + b) / 2, and a + b - ab is true.
-
-    Args:
-        groups: in `params`.
-        cost: of the dense network.
-        params: of the dense network.
-    """
-    macs = {layer.name.removeprefix("params/"): layer.macs for layer in cost.layers}
-    entries = {
-        jax.tree_util.keystr(keys, simple=True, separator="/"): leaf.size
-        for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
-    covered = collections.Counter[str]()
-    for c in groups.classes:
-        for member in c.members:
-            covered[member.path] += _entries(member, c.count)
-
-    def share(c: sslx.GroupClass) -> float:
-        parts = (
-            macs.get(m.path, 0.0)
-            * _entries(m, c.count)
-            / max(covered[m.path], entries[m.path])
-            for m in c.members
-        )
-        return sum(parts) / cost.macs / c.count
-
-    return {c.name: share(c) for c in groups.classes}
-
-
-def _entries(member: Any, count: int) -> int:
-    """How many of the leaf's entries are in a group."""
-    slices = count if member.ids is None else sum(k >= 0 for k in member.ids)
-    return slices * member.slice_size

@@ -15,6 +15,7 @@ from experiments import (
     imagenet_data,
     imagenet_groups,
     imagenet_models,
+    sparsity,
     ssl_stages,
     train,
 )
@@ -75,10 +76,9 @@ class Context(ssl_stages.Context):
 
     @functools.cached_property
     def group_macs(self) -> dict[str, float]:
-        """Share of the multiply-accumulates in one group of each class."""
+        """Share of the multiply-accumulates in every kernel that has groups."""
         cost = measure.cost(self.exact.apply, self.trained, self.images(1))
-        params = self.trained["params"]
-        return imagenet_groups.group_macs(self.groups, cost, params)
+        return sparsity.group_macs(self.groups, cost)
 
     def images(self, count: int) -> Float[Array, "N H W C"]:
         """The first test images, normalised."""

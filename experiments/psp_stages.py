@@ -268,7 +268,7 @@ def watcher(context: Context) -> Callable[[dict[str, Array]], dict[str, Array]]:
         return {
             "zero_groups": jnp.sum(jnp.stack([jnp.sum(~m) for m in alive.values()])),
             "groups": jnp.asarray(context.groups.count),
-            "removed_macs": sparsity.removed_share(alive, macs),
+            "removed_macs": sparsity.removed_share(context.groups, alive, macs),
         }
 
     return shares

@@ -145,27 +145,28 @@ def _sum(parts: Iterable[sslx.Groups]) -> sslx.Groups:
 
 
 def group_macs(groups: sslx.Groups, cost: measure.Cost) -> dict[str, float]:
-    """Share of the network's multiply-accumulates in one group of each class.
-
-    share(class) = sum over its kernels of MACs(kernel) / MACs(network) / groups
-    """
+    """Path of every kernel that groups lie in -> its share of the network's MACs."""
     macs = {layer.name.removeprefix("params/"): layer.macs for layer in cost.layers}
-    return {
-        c.name: sum(macs.get(path, 0.0) for path in {m.path for m in c.members})
-        / cost.macs
-        / c.count
-        for c in groups.classes
-    }
+    paths = {m.path: None for c in groups.classes for m in c.members}
+    return {path: macs[path] / cost.macs for path in paths if path in macs}
 
 
 def removed_share(
-    alive: dict[str, Bool[Array, "..."]], macs: dict[str, float]
+    groups: sslx.Groups, alive: dict[str, Bool[Array, "..."]], macs: dict[str, float]
 ) -> Float[Array, ""]:
-    """Sum over zero groups of their share of the multiply-accumulates, 0..1.
+    """Share of the multiply-accumulates with weights in zero groups, 0..1.
 
-    An estimate: groups that cross (a filter and a channel of one kernel) count twice.
+    sum over kernels of macs(kernel) * entries in any zero group / entries
+
+    Args:
+        groups: the groups; a weight may be in several.
+        alive: per class, which groups are not zero.
+        macs: as `group_macs` gives them.
     """
-    shares = [macs[name] * jnp.sum(~mask) for name, mask in alive.items()]
+    shapes = {m.path: m.shape for c in groups.classes for m in c.members}
+    ones = {path: jnp.ones(shape) for path, shape in shapes.items()}
+    kept = sslx.scale(groups, ones, alive)
+    shares = [share * (1 - jnp.mean(kept[path])) for path, share in macs.items()]
     return jnp.sum(jnp.stack(shares))
 
 
@@ -181,7 +182,7 @@ def observe(
             "penalty": sslx.penalty_value(penalty, groups, params),
             "zero_groups": zero,
             "groups": jnp.asarray(groups.count),
-            "removed_macs": removed_share(alive, macs),
+            "removed_macs": removed_share(groups, alive, macs),
         }
 
     return watch
@@ -226,7 +227,7 @@ def proximal_to_target(
         shrunk = sslx.prox(penalty, groups, moved, learning_rate(state.count))
         kept = sslx.scale(groups, moved, alive)
         new = jax.tree.map(lambda a, b: jnp.where(state.met, a, b), kept, shrunk)
-        share = removed_share(sslx.alive(groups, new), macs)
+        share = removed_share(groups, sslx.alive(groups, new), macs)
         met = state.met | (share >= target)
         step = jax.tree.map(jnp.subtract, new, params)
         return step, TargetState(state.count + 1, met)

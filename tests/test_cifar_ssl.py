@@ -150,13 +150,32 @@ def test_share_of_zero_groups_is_what_compaction_removes(resnet, structure):
         c.name: (np.arange(c.count).reshape(c.shape) + 1) % 2 for c in groups.classes
     }
     params = sslx.scale(groups, variables["params"], half)
-    share = sparsity.removed_share(sslx.alive(groups, params), macs)
+    share = sparsity.removed_share(groups, sslx.alive(groups, params), macs)
     if structure == "depth":
         assert float(share) == 0
         return
     small = sslx.compact(model.apply, {**variables, "params": params}, image)
     after = measure.cost(small.apply, small.variables, image)
     assert 1 - after.macs / dense.macs == pytest.approx(float(share), rel=1e-6)
+
+
+def test_weights_in_two_zero_groups_count_once():
+    model = models.create("convnet")
+    image = jnp.zeros((1, 32, 32, 3))
+    variables = models.init(model)
+    groups = sparsity.make_groups("coupled", variables["params"])
+    dense = measure.cost(model.apply, variables, image)
+    half = {c.name: np.arange(c.count) % 2 for c in groups.classes}
+    params = sslx.scale(groups, variables["params"], half)
+    macs = sparsity.group_macs(groups, dense)
+    share = sparsity.removed_share(groups, sslx.alive(groups, params), macs)
+    small = sslx.compact(model.apply, {**variables, "params": params}, image)
+    after = measure.cost(small.apply, small.variables, image)
+    assert 1 - after.macs / dense.macs == pytest.approx(float(share), rel=1e-5)
+    nothing = {c.name: np.zeros(c.shape, bool) for c in groups.classes}
+    inner = sum(macs.values())
+    every = sparsity.removed_share(groups, nothing, macs)
+    assert float(every) == pytest.approx(inner, rel=1e-6) and inner < 1
 
 
 def test_penalty_stops_at_the_target_and_zeros_stay(resnet):

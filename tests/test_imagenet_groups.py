@@ -7,7 +7,7 @@ import pytest
 
 import sslx
 from experiments import imagenet_groups as groups_of
-from experiments import imagenet_models
+from experiments import imagenet_models, sparsity
 from sslx import measure
 
 
@@ -22,17 +22,18 @@ def test_a_dead_unit_is_gone_from_every_layer_that_has_it():
     model, variables, image = small_network()
     groups = groups_of.make_groups("units", model, variables, image, 4)
     cost = measure.cost(model.apply, variables, image)
-    macs = groups_of.group_macs(groups, cost, variables["params"])
-    assert sum(macs[c.name] * c.count for c in groups.classes) == pytest.approx(1)
+    macs = sparsity.group_macs(groups, cost)
+    assert sum(macs.values()) == pytest.approx(1)
     half = {c.name: np.arange(c.count) % 2 for c in groups.classes}
-    params = sslx.scale(groups, variables["params"], half)
-    small = sslx.compact(model.apply, {**variables, "params": params}, image)
+    sparse = sslx.scale(groups, variables["params"], half)
+    small = sslx.compact(model.apply, {**variables, "params": sparse}, image)
     params = small.variables["params"]
     assert params["conv1"]["kernel"].shape == (7, 7, 3, 8)
     assert params["stage1_1"]["conv2"]["kernel"].shape == (3, 3, 8, 8)
     assert params["stage2_1"]["conv3"]["kernel"].shape == (1, 1, 16, 64)
     removed = 1 - measure.cost(small.apply, small.variables, image).macs / cost.macs
-    assert 0.5 < removed < 0.8
+    share = sparsity.removed_share(groups, sslx.alive(groups, sparse), macs)
+    assert removed == pytest.approx(float(share), rel=1e-5) and 0.5 < removed < 0.8
 
 
 def test_balanced_classes_shrink_by_the_same_part_of_their_norms():
