@@ -12,21 +12,19 @@ import numpy as np
 
 from sslx.graph._bodies import Call
 from sslx.graph._liveness import Liveness, add, full, label_of, pull
+from sslx.graph._masks import Masks, both, is_region, some, within, without
 from sslx.graph._program import Equation, Value
-from sslx.graph._relation import Masks, Summed
+from sslx.graph._relation import Summed
 
 
 def filled(liveness: Liveness, value: Value, target: Masks) -> Masks | None:
     """Slices of a value that are wanted, constant, and not computed."""
     facts = liveness.of(value)
-    if facts.static:
+    if facts.static or within(facts.constant, facts.zero):
         return None
-    alive = liveness.alive(value)
-    absent = [
-        t & ~a & c & ~z
-        for t, a, c, z in zip(target, alive, facts.constant, facts.zero, strict=True)
-    ]
-    return absent if any(m.any() for m in absent) else None
+    fixed = without(facts.constant, facts.zero)
+    absent = both(fixed, without(target, liveness.alive(value)))
+    return absent if any(map(some, absent)) else None
 
 
 class FoldedTerms(NamedTuple):
@@ -42,19 +40,20 @@ class FoldedTerms(NamedTuple):
 def folded(liveness: Liveness, equation: Equation) -> list[FoldedTerms]:
     """The constant terms of a product that are not computed in it."""
     rows = []
-    targets = liveness.targets(equation)
     for members in liveness.relations[equation].sums:
         for here in members:
             if not liveness.folds(equation, here):
                 continue
             facts = liveness.of(equation.inputs[here.operand])
-            left = facts.constant[here.axis] & ~facts.zero[here.axis]
-            left = left & ~targets[here.operand][here.axis]
+            left = facts.constant[here.axis] > facts.zero[here.axis]
+            if not some(left):
+                continue
+            left = left > liveness.targets(equation)[here.operand][here.axis]
             (other,) = [m for m in members if m.operand != here.operand]
             partner = liveness.of(equation.inputs[other.operand])
             mine, theirs = label_of(equation, here), label_of(equation, other)
             left = left & np.isin(mine, theirs[~partner.zero[other.axis]])
-            if left.any():
+            if some(left):
                 hit = np.isin(theirs, mine[left])
                 rows.append(FoldedTerms(here.operand, here.axis, left, other, hit))
     return rows
@@ -83,13 +82,14 @@ def _propagate(liveness: Liveness) -> None:
             continue
         if liveness.runs(eqn):
             _seed(liveness, eqn)
+        if not any(v in need for v in eqn.outputs):
+            continue
         rel = liveness.relations[eqn]
-        wanted = [need.get(v, full(v, False)) for v in eqn.outputs]
         wanted = [
-            [w & ~z for w, z in zip(masks, liveness.of(v).zero, strict=True)]
-            for masks, v in zip(wanted, eqn.outputs, strict=True)
+            without(need[v], liveness.of(v).zero) if v in need else full(v, False)
+            for v in eqn.outputs
         ]
-        if any(all(m.any() for m in masks) for masks in wanted):
+        if any(map(is_region, wanted)):
             terms = [
                 np.ones(max(label_of(eqn, m).max(initial=-1) for m in s) + 1, bool)
                 for s in rel.sums
@@ -129,7 +129,7 @@ def _seed(liveness: Liveness, eqn: Equation) -> None:
 
 def _seed_filled(liveness: Liveness, value: Value, target: Masks) -> None:
     for axis, mask in enumerate(filled(liveness, value, target) or ()):
-        if mask.any():
+        if some(mask):
             add(liveness.constant_need, value, _replaced(target, axis, mask))
 
 

@@ -5,34 +5,40 @@ without axes has one mask of length one.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 
+from sslx.graph._masks import (
+    Mask,
+    Masks,
+    both,
+    either,
+    every,
+    is_region,
+    same,
+    some,
+    uniform,
+    within,
+    without,
+)
 from sslx.graph._program import Equation, Program, Value
-from sslx.graph._relation import Mask, Masks, Relation, Summed, relation
+from sslx.graph._relation import Relation, Summed, relation
 
 _LITERAL_LIMIT = 1 << 20
 
 
-def _sizes(value: Value) -> tuple[int, ...]:
-    return value.shape or (1,)
-
-
 def full(value: Value, state: bool) -> Masks:
-    """The same fact for every slice of a value."""
-    return [np.full(n, state) for n in _sizes(value)]
-
-
-def _whole(masks: Masks) -> bool:
-    return bool(masks[0].all())
+    """The same fact for every slice of a value; the vectors are read-only."""
+    return uniform(value.shape, state)
 
 
 def _normal(masks: Masks) -> Masks:
     """If one axis is covered, all of the value is."""
-    if any(m.all() for m in masks):
-        return [np.ones_like(m) for m in masks]
+    if any(map(every, masks)):
+        return uniform(tuple(m.size for m in masks), True)
     return masks
 
 
@@ -51,6 +57,15 @@ class Facts:
     constant: Masks
     static: bool = False
     weight: bool = False
+
+    def agrees(self, other: "Facts") -> bool:
+        """Whether it says the same."""
+        flags = (self.static, self.weight) == (other.static, other.weight)
+        return (
+            flags
+            and same(self.zero, other.zero)
+            and same(self.constant, other.constant)
+        )
 
 
 def literal_facts(value: Value) -> Facts:
@@ -86,6 +101,9 @@ class Liveness:
         self.relations: dict[Equation, Relation] = {}
         self.inner: dict[Equation, Body] = {}
         self._alive: dict[Value, Masks] = {}
+        self._computed: dict[Value, bool] = {}
+        self._seen: dict[Equation, list[Facts]] = {}
+        self._stale: set[Value] = set()
         self._targets: dict[Equation, list[Masks]] = {}
         self._uniform: dict[tuple[Value, int], Mask] = {}
         self.producer: dict[Value, Equation] = {}
@@ -118,19 +136,22 @@ class Liveness:
             if need is None:
                 masks = full(value, False)
             else:
-                absent = self.absent(value)
-                masks = [n & ~z for n, z in zip(need, absent, strict=True)]
+                masks = without(need, self.absent(value))
             self._alive[value] = masks
         return masks
 
+    def computed(self, value: Value) -> bool:
+        """Whether any entry of a value is computed."""
+        if value not in self._computed:
+            self._computed[value] = is_region(self.alive(value))
+        return self._computed[value]
+
     def runs(self, equation: Equation) -> bool:
         """Whether anything of an equation's outputs is computed."""
-        return equation.acts or any(
-            all(m.any() for m in self.alive(v)) for v in equation.outputs
-        )
+        return equation.acts or any(map(self.computed, equation.outputs))
 
     def _forget(self) -> None:
-        self._alive, self._targets, self._uniform = {}, {}, {}
+        self._alive, self._computed, self._targets, self._uniform = {}, {}, {}, {}
 
     # Forward.
 
@@ -143,24 +164,39 @@ class Liveness:
             ins = [self.of(v) for v in eqn.inputs]
             if eqn in self.inner:
                 outs = self.inner[eqn].forward(ins)
+            elif self._is_known(eqn, ins):
+                continue
             else:
                 outs = _forward(eqn, self.relations[eqn], ins)
+            self._seen[eqn] = ins
             for value, facts in zip(eqn.outputs, outs, strict=True):
                 self._set(value, facts)
+        self._stale = set()
         return [self.of(v) for v in self.program.outputs]
+
+    def _is_known(self, eqn: Equation, ins: list[Facts]) -> bool:
+        """Whether nothing changed that the facts of the outputs follow from."""
+        before = self._seen.get(eqn)
+        return (
+            before is not None
+            and all(a is b for a, b in zip(before, ins, strict=True))
+            and self._stale.isdisjoint(eqn.outputs)
+        )
 
     def _set(self, value: Value, facts: Facts) -> None:
         unread = self.unread.get(value)
         if unread is not None:
-            zero = _normal([m | u for m, u in zip(facts.zero, unread, strict=True)])
-            constant = [m | z for m, z in zip(facts.constant, zero, strict=True)]
+            zero = _normal(either(facts.zero, unread))
+            constant = either(facts.constant, zero)
             facts = Facts(zero, constant, facts.static, facts.weight)
         forced = self.forced.get(value)
         if forced is not None:
-            zero = [m & ~f for m, f in zip(facts.zero, forced, strict=True)]
-            constant = [m & ~f for m, f in zip(facts.constant, forced, strict=True)]
+            zero = without(facts.zero, forced)
+            constant = without(facts.constant, forced)
             facts = Facts(zero, constant, facts.static, facts.weight)
-        self.facts[value] = facts
+        before = self.facts.get(value)
+        if before is None or not before.agrees(facts):
+            self.facts[value] = facts
 
     # Backward.
 
@@ -198,11 +234,10 @@ class Liveness:
                 value, region = work.pop()
                 eqn, need = self.producer.get(value), self.need.get(value)
                 zero = self.of(value).zero
-                if eqn is None or any((z | ~r).all() for z, r in _rows(zero, region)):
+                rows = zip(region, zero, strict=True)
+                if eqn is None or any(not some(r > z) for r, z in rows):
                     continue
-                if need is not None and all(
-                    (n | ~r).all() for n, r in _rows(need, region)
-                ):
+                if need is not None and within(region, need):
                     continue
                 add(self.copied, value, region)
                 wanted = [region if v is value else full(v, True) for v in eqn.outputs]
@@ -210,18 +245,16 @@ class Liveness:
 
     def terms(self, equation: Equation, members: Sequence[Summed]) -> Mask:
         """Which terms of a sum are computed, by label."""
-        size = max(label_of(equation, m).max(initial=-1) for m in members) + 1
-        alive = np.ones(size, bool)
+        rows = []
         for member in members:
             facts = self.of(equation.inputs[member.operand])
             gone = facts.zero[member.axis]
             if self.folds(equation, member):
                 gone = facts.constant[member.axis]
-            gone = gone | self.repeated(equation, member)
-            some = np.zeros(size, bool)
-            some[label_of(equation, member)[~gone]] = True
-            alive &= some
-        return alive
+            if equation.name == "reduce_sum":
+                gone = gone | self.repeated(equation, member)
+            rows.append(gone)
+        return _terms(equation, members, rows)
 
     def folds(self, equation: Equation, member: Summed) -> bool:
         """Whether constant terms of a product are added as one constant instead."""
@@ -325,15 +358,19 @@ class Liveness:
         changed = False
         stores = (self.need, self.constant_need, self.copied, self.forced)
         for value, facts in self.facts.items():
-            reads = [store.get(value) for store in stores]
-            masks = full(value, True)
-            for read in reads:
-                if read is not None:
-                    masks = [m & ~r for m, r in zip(masks, read, strict=True)]
-            if value.literal is not None or not any(m.any() for m in masks):
+            if value.literal is not None:
                 continue
-            new = any((m & ~z).any() for m, z in zip(masks, facts.zero, strict=True))
-            changed |= new and any(not m.all() for m in masks)
+            masks = full(value, True)
+            for store in stores:
+                if value in store:
+                    masks = without(masks, store[value])
+            if not any(map(some, masks)):
+                continue
+            new = not within(masks, facts.zero)
+            changed |= new and not all(map(every, masks))
+            before = self.unread.get(value)
+            if new or (before is not None and not within(before, masks)):
+                self._stale.add(value)
             self.unread[value] = masks
         for inside in self._insides():
             changed |= inside.narrow()
@@ -341,6 +378,7 @@ class Liveness:
 
     def widen(self) -> None:
         """Forget what `narrow` found, here and in all bodies."""
+        self._stale.update(self.unread)
         self.unread = {}
         for inside in self._insides():
             inside.widen()
@@ -359,12 +397,13 @@ class Liveness:
             if value.literal is not None:
                 continue
             old = self.forced.get(value, full(value, False))
-            new = [m & ~o for m, o in zip(masks, old, strict=True)]
-            if not any(m.any() for m in new):
+            new = without(masks, old)
+            if not any(map(some, new)):
                 continue
             changed = True
             self.forced_by.setdefault(value, by)
-            self.forced[value] = [m | o for m, o in zip(masks, old, strict=True)]
+            self.forced[value] = either(masks, old)
+            self._stale.add(value)
             eqn = self.producer.get(value)
             if eqn is not None:
                 work += self._behind(eqn, value, new)
@@ -392,16 +431,10 @@ class Liveness:
 
 def add(store: dict[Value, Masks], value: Value, masks: Masks) -> None:
     """Add to the slices recorded of a value; an empty region adds nothing."""
-    if not all(m.any() for m in masks):
+    if not is_region(masks):
         return
     old = store.get(value)
-    if old is not None:
-        masks = [m | o for m, o in zip(masks, old, strict=True)]
-    store[value] = masks
-
-
-def _rows(a: Masks, b: Masks) -> Iterable[tuple[Mask, Mask]]:
-    return zip(a, b, strict=True)
+    store[value] = masks if old is None else either(masks, old)
 
 
 def label_of(equation: Equation, member: Summed) -> np.ndarray:
@@ -421,18 +454,15 @@ def _forward(eqn: Equation, rel: Relation, ins: list[Facts]) -> list[Facts]:
         zero, constant = full(value, False), full(value, static)
         if rel.zero != "never" and ins:
             zeros = [_carried(eqn, rel, ins[k].zero, k, o) for k in counting]
-            combine = np.logical_or if rel.zero == "any" else np.logical_and
-            zero = [combine.reduce(parts) for parts in zip(*zeros, strict=True)]
+            zero = functools.reduce(either if rel.zero == "any" else both, zeros)
         if any(_empty(eqn, members, ins) for members in rel.sums):
             zero = full(value, True)
-        if rel.constant and not static and ins:
-            parts = [
-                full(value, True) if f.static else _carried(eqn, rel, f.constant, k, o)
-                for k, f in enumerate(ins)
-            ]
-            constant = [np.logical_and.reduce(m) for m in zip(*parts, strict=True)]
         zero = _normal(zero)
-        constant = _normal([c | z for c, z in zip(constant, zero, strict=True)])
+        if rel.constant and not static and ins:
+            moving = [(k, f) for k, f in enumerate(ins) if not f.static]
+            parts = [_carried(eqn, rel, f.constant, k, o) for k, f in moving]
+            constant = functools.reduce(both, parts)
+        constant = zero if within(constant, zero) else _normal(either(constant, zero))
         outs.append(Facts(zero, constant, static, weight))
     return outs
 
@@ -442,29 +472,35 @@ def _carried(
 ) -> Masks:
     """Output slices that hold only marked slices of one operand."""
     value = eqn.outputs[output]
-    mine = [x for x in rel.links if x.operand == operand and x.output == output]
-    if _whole(masks) and not (rel.covers and mine):
+    mine = rel.between(operand, output)
+    if every(masks[0]) and not (rel.covers and mine):
         return full(value, True)
-    result = full(value, False)
-    carried: dict[int, list[Mask]] = {}
+    carried: dict[int, Mask] = {}
     for link in mine:
-        size = value.shape[link.out_axis]
+        size, axis = value.shape[link.out_axis], link.out_axis
         mask = link.to_output_all(masks[link.in_axis], size)
-        carried.setdefault(link.out_axis, []).append(mask)
-    for axis, found in carried.items():
-        result[axis] = result[axis] | np.logical_or.reduce(found)
-    return result
+        carried[axis] = carried[axis] | mask if axis in carried else mask
+    return [carried.get(a, m) for a, m in enumerate(full(value, False))]
 
 
 def _empty(eqn: Equation, members: Sequence[Summed], ins: list[Facts]) -> bool:
     """Whether every term of a sum is zero."""
-    size = max(label_of(eqn, m).max(initial=-1) for m in members) + 1
-    alive = np.ones(size, bool)
-    for member in members:
-        some = np.zeros(size, bool)
-        some[label_of(eqn, member)[~ins[member.operand].zero[member.axis]]] = True
-        alive &= some
-    return not alive.any()
+    return not some(
+        _terms(eqn, members, [ins[m.operand].zero[m.axis] for m in members])
+    )
+
+
+def _terms(eqn: Equation, members: Sequence[Summed], gone: Sequence[Mask]) -> Mask:
+    """The terms of a sum, by label, that are left by what is gone of every member."""
+    if all(m.label is None for m in members):
+        return ~functools.reduce(np.logical_or, gone)
+    labels = [label_of(eqn, m) for m in members]
+    alive = np.ones(max(label.max(initial=-1) for label in labels) + 1, bool)
+    for label, mask in zip(labels, gone, strict=True):
+        there = np.zeros(alive.size, bool)
+        there[label[~mask]] = True
+        alive &= there
+    return alive
 
 
 def pull(
@@ -472,35 +508,27 @@ def pull(
 ) -> list[Masks]:
     """Operand slices behind the wanted output slices and the computed terms."""
     needs = []
+    asked = [is_region(masks) for masks in wanted]
     for k, value in enumerate(eqn.inputs):
-        masks: list[Mask | None] = [None] * len(_sizes(value))
+        masks: dict[int, Mask] = {}
         for o in range(len(eqn.outputs)):
-            mine = [x for x in rel.links if x.operand == k and x.output == o]
-            if not all(m.any() for m in wanted[o]):
-                for link in mine:
-                    if masks[link.in_axis] is None:
-                        masks[link.in_axis] = np.zeros(value.shape[link.in_axis], bool)
-                continue
             axes: dict[int, Mask] = {}
-            for link in mine:
-                size = value.shape[link.in_axis]
-                mask = link.to_operand_any(wanted[o][link.out_axis], size)
-                axes[link.in_axis] = axes.get(link.in_axis, True) & mask
+            for link in rel.between(k, o):
+                a, size = link.in_axis, value.shape[link.in_axis]
+                if asked[o]:
+                    mask = link.to_operand_any(wanted[o][link.out_axis], size)
+                    axes[a] = axes[a] & mask if a in axes else mask
+                elif a not in masks:
+                    masks[a] = np.zeros(size, bool)
             for a, mask in axes.items():
-                old = masks[a]
-                masks[a] = mask if old is None else old | mask
+                masks[a] = masks[a] | mask if a in masks else mask
         for members, alive in zip(rel.sums, terms, strict=True):
             for member in members:
                 if member.operand == k:
-                    mask = alive[label_of(eqn, member)]
-                    old = masks[member.axis]
-                    masks[member.axis] = mask if old is None else old & mask
-        needs.append(
-            [
-                np.ones(n, bool) if m is None else m
-                for m, n in zip(masks, _sizes(value), strict=True)
-            ]
-        )
+                    a, label = member.axis, member.label
+                    mask = alive if label is None else alive[label]
+                    masks[a] = masks[a] & mask if a in masks else mask
+        needs.append([masks.get(a, m) for a, m in enumerate(full(value, True))])
     return needs
 
 

@@ -1,7 +1,7 @@
 """Slices of a value as one boolean vector per axis.
 
-Most of them are short, and most say the same of every slice, so that NumPy's own
-overhead would be most of an analysis: the uniform ones are shared and recognised.
+Most vectors are short, and most say the same of every slice, so that an analysis takes
+as long as NumPy takes to start: uniform vectors are shared, and recognised.
 """
 
 import functools
@@ -21,18 +21,18 @@ def _shared(size: int, state: bool) -> Mask:
 
 
 def uniform(shape: tuple[int, ...], state: bool) -> Masks:
-    """The same fact for every slice of a shape; do not write to the vectors."""
+    """The same fact for every slice of a shape; the vectors are read-only."""
     return [_shared(n, state) for n in shape or (1,)]
 
 
 def some(mask: Mask) -> bool:
-    """Whether it holds anywhere."""
-    return bool(np.count_nonzero(mask))
+    """`mask.any()`, several times as fast."""
+    return b"\1" in mask.tobytes()
 
 
 def every(mask: Mask) -> bool:
-    """Whether it holds everywhere."""
-    return bool(np.count_nonzero(mask) == mask.size)
+    """`mask.all()`, several times as fast."""
+    return b"\0" not in mask.tobytes()
 
 
 def is_region(masks: Masks) -> bool:
@@ -42,19 +42,32 @@ def is_region(masks: Masks) -> bool:
 
 def within(inner: Masks, outer: Masks) -> bool:
     """Whether all slices of one are among those of the other."""
-    return all(a is b or not some(a > b) for a, b in zip(inner, outer, strict=True))
+    rows = zip(inner, outer, strict=True)
+    return inner is outer or all(a is b or not some(a > b) for a, b in rows)
 
 
 def same(left: Masks, right: Masks) -> bool:
     """Whether two values have the same slices."""
-    return all(a is b or not some(a != b) for a, b in zip(left, right, strict=True))
+    rows = zip(left, right, strict=True)
+    return left is right or all(a is b or not some(a != b) for a, b in rows)
+
+
+def both(left: Masks, right: Masks) -> Masks:
+    """Slices in each of the two."""
+    return [a if a is b else a & b for a, b in zip(left, right, strict=True)]
 
 
 def either(left: Masks, right: Masks) -> Masks:
-    """Slices of any of the two."""
+    """Slices in any of the two."""
     return [a if a is b else a | b for a, b in zip(left, right, strict=True)]
 
 
 def without(left: Masks, right: Masks) -> Masks:
-    """Slices of the first that are not of the second."""
-    return [a > b for a, b in zip(left, right, strict=True)]
+    """Slices of the first that are not in the second."""
+    return [_minus(a, b) for a, b in zip(left, right, strict=True)]
+
+
+def _minus(a: Mask, b: Mask) -> Mask:
+    if a is b:
+        return _shared(a.size, False)
+    return a > b if some(b) else a

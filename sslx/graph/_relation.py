@@ -4,6 +4,7 @@ Liveness, need, units, and the shapes of the rewritten program all follow from i
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -115,6 +116,17 @@ class Relation:
     index_only: bool = False
     factors: tuple[tuple[int, int, Labels], ...] = ()
     free_outputs: bool = False
+
+    @functools.cached_property
+    def _by_ends(self) -> dict[tuple[int, int], list[Link]]:
+        found: dict[tuple[int, int], list[Link]] = {}
+        for link in self.links:
+            found.setdefault((link.operand, link.output), []).append(link)
+        return found
+
+    def between(self, operand: int, output: int) -> Sequence[Link]:
+        """The links from one operand to one output."""
+        return self._by_ends.get((operand, output), ())
 
 
 Rule = Callable[[Any], Relation]
