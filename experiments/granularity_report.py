@@ -180,7 +180,7 @@ def _details(grain: str, row: dict[str, float]) -> dict[str, str]:
         "weight refs": _share(row["weights"]),
         "input refs": _share(row["inputs"]),
         "sum refs": _share(row["partial_sums"]),
-        "sum refs/product": f"{row['sums_per_product']:.3f}",
+        "sum refs / product": f"{row['sums_per_product']:.3f}",
     }
 
 

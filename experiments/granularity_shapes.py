@@ -185,12 +185,12 @@ def storage_rows(record: dict[str, Any]) -> list[dict[str, str]]:
                     "grain": grain,
                     "density": percent(found["density"]),
                     "storage": percent(found["relative"]),
-                    "storage/density": f"{found['relative'] / found['density']:.3f}",
+                    "storage / density": f"{found['relative'] / found['density']:.3f}",
                     "bitmask": percent(found["bitmask"]),
                     "weight refs": percent(found["weights"]),
                     "input refs": percent(found["inputs"]),
                     "sum refs": percent(found["partial_sums"]),
-                    "sum refs/product": f"{found['sums_per_product']:.3f}",
+                    "sum refs / product": f"{found['sums_per_product']:.3f}",
                 }
             )
     return rows

@@ -356,7 +356,8 @@ img { max-width: 100%; height: auto; display: block; }
 table { border-collapse: collapse; font-size: .88rem; width: 100%; }
 th, td { text-align: right; padding: .28rem .6rem; border-bottom: 1px solid #e4e7eb;
          font-variant-numeric: tabular-nums; white-space: nowrap; }
-th { color: #52606d; font-weight: 600; }
+th { color: #52606d; font-weight: 600; line-height: 1.25; white-space: normal;
+     vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem;
      margin: 0; font-size: .9rem; }

@@ -30,7 +30,7 @@ def test_the_study_counts_times_and_reports(tmp_path, monkeypatch):
     rows = granularity_shapes.storage_rows(record)
     assert [row["grain"] for row in rows] == ["fine", "vector", "kernel", "filter"]
     assert {row["density"] for row in rows} == {"50.0%"}
-    overheads = [float(row["storage/density"]) for row in rows]
+    overheads = [float(row["storage / density"]) for row in rows]
     assert overheads == sorted(overheads, reverse=True)
     assert overheads[0] == pytest.approx(1.5, abs=0.01)
     assert overheads[1] == pytest.approx(1 + 0.5 / 3, abs=0.01)
