@@ -35,7 +35,7 @@ class Structure:
         name: How class names show it.
         keep: Axes that index the groups; the others are summed over.
         drop: Axes summed over, where the leaf has them; the others index the groups.
-        block: Sizes of blocks, one per axis; groups are the blocks.
+        block: Sizes of blocks, one per axis, None for all of it; groups are the blocks.
         parts: Number of equal parts of O whose groups are separate.
 
     Example:
@@ -45,14 +45,14 @@ class Structure:
     name: str
     keep: tuple[int, ...] | None = None
     drop: tuple[int, ...] | None = None
-    block: tuple[int, ...] | None = None
+    block: tuple[int | None, ...] | None = None
     parts: int = 1
 
     def __post_init__(self):
         given = [x for x in (self.keep, self.drop, self.block) if x is not None]
         if len(given) != 1:
             raise ValueError(f"{self.name}: give exactly one of keep, drop and block")
-        if self.block is not None and not all(size >= 1 for size in self.block):
+        if any(size is not None and size < 1 for size in self.block or ()):
             raise ValueError(f"{self.name}: block sizes must be >= 1")
         if self.parts < 1:
             raise ValueError(f"{self.name}: parts must be >= 1, got {self.parts}")
@@ -111,11 +111,13 @@ LAYER = Structure("LAYER", keep=())
 """One group: the whole leaf."""
 
 
-def BLOCK(*sizes: int) -> Structure:
+def BLOCK(*sizes: int | None) -> Structure:
     """Blocks of the given sizes, one size per axis of the leaf: `BLOCK(h, w, i, o)`.
 
-    Leading sizes of 1 are dropped for a leaf with fewer axes, so that
-    `BLOCK(1, 1, 8, 8)` also divides dense kernels.
+    None means the whole axis: `BLOCK(1, 1, 16, None)` is a tap and 16 neighbouring
+    input channels of all filters, a run of columns of the GEMM that compact programs
+    read without picking single channels. Leading sizes of 1 are dropped for a leaf with
+    fewer axes, so that `BLOCK(1, 1, 8, 8)` also divides dense kernels.
     """
     return Structure(f"BLOCK({','.join(map(str, sizes))})", block=sizes)
 
@@ -163,9 +165,8 @@ def _blocks(
 ) -> tuple[tuple[int, ...], tuple[bool, ...]]:
     """Block length per axis, and whether the axis indexes groups."""
     if structure.block is not None:
-        blocks = _fitted(dims, structure.block, structure)
-        kept = [True] * len(dims)
-        inside = blocks[-1] if dims else 1
+        blocks, kept = _fitted(dims, structure.block, structure)
+        inside = blocks[-1] if dims and kept[-1] else 1
     else:
         kept = _kept(len(dims), structure)
         blocks = [1 if k else dim for k, dim in zip(kept, dims, strict=True)]
@@ -191,16 +192,17 @@ def _kept(rank: int, structure: Structure) -> list[bool]:
 
 
 def _fitted(
-    dims: tuple[int, ...], block: tuple[int, ...], structure: Structure
-) -> list[int]:
+    dims: tuple[int, ...], block: tuple[int | None, ...], structure: Structure
+) -> tuple[list[int], list[bool]]:
     extra = len(block) - len(dims)
     if extra < 0 or any(size != 1 for size in block[:extra]):
         raise ValueError(f"{structure}: give one size for each of {len(dims)} axes")
-    sizes = list(block[extra:])
+    rows = list(zip(block[extra:], dims, strict=True))
+    sizes = [dim if size is None else size for size, dim in rows]
     bad = [f"{s} of {d}" for s, d in zip(sizes, dims, strict=True) if d % s]
     if bad:
         raise ValueError(f"{structure}: sizes must divide the axes: {', '.join(bad)}")
-    return sizes
+    return sizes, [size is not None for size, _ in rows]
 
 
 def _part_length(dims: tuple[int, ...], structure: Structure, inside: int) -> int:

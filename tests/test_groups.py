@@ -84,6 +84,8 @@ def test_index_shapes_follow_the_axes():
         WEIGHT: (5, 3, 1, 6),
         LAYER: (),
         BLOCK(5, 1, 1, 2): (1, 3, 1, 3),
+        BLOCK(1, 3, 1, None): (5, 1, 1),
+        BLOCK(1, 1, 1, None).within(2): (5, 3, 1, 2),
         Structure("ROWS", keep=(0,)): (5,),
     }
     for structure, shape in expected.items():
@@ -115,7 +117,9 @@ def test_blocks_tile_the_leaf(axes):
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3])
-@pytest.mark.parametrize("structure", [*KEYS, BLOCK(1, 1, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "structure", [*KEYS, BLOCK(1, 1, 2, 2), BLOCK(1, 1, 2, None)], ids=str
+)
 def test_groups_within_parts_are_those_of_each_part(structure, parts):
     kernel = normal((3, 2, 4, 12))
     size = 12 // parts
