@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+import sslx
 from experiments import runs
 
 Call = Callable[[], Any]
@@ -140,6 +141,14 @@ def fastest(candidates: Mapping[str, Call | Timer], *, timers: bool = False) -> 
     """The name with the smallest median, in timings that are used for nothing else."""
     found = interleaved(candidates, 7, timers=timers, budget=20.0)
     return min(candidates, key=found.median)
+
+
+def chosen(tuned: sslx.Tuned | None) -> dict[str, Any]:
+    """The form of every convolution, and seconds of the programs it was chosen from."""
+    if tuned is None:
+        return {}
+    rows = [{k: v for k, v in r.items() if k != "seconds"} for r in tuned.rows()]
+    return {"forms": rows, "programs": dict(tuned.programs)}
 
 
 def check(name: str, found: Any, expected: Any, tolerance: float = 1e-4) -> None:

@@ -3,7 +3,7 @@
     python -m experiments.bench runtimes --torch-python PYTHON --out FOLDER
 
 Half of all widths are removed (as in `bench networks`). The compact network runs in
-XLA, lowered by `sslx.tune`, and as an ONNX file in ONNX Runtime and OpenVINO (extras
+XLA, lowered by measurement, and as an ONNX file in ONNX Runtime and OpenVINO (extras
 `onnx` and `openvino`). With `--torch-python`, an interpreter that has `torch` and
 `torch-pruning`, the same network in PyTorch is halved by Torch-Pruning. Each runtime
 but XLA is a process of its own with as many threads as there are cores; all are timed
@@ -104,11 +104,9 @@ def time_network(name: str, batch: int, config: Config) -> dict[str, Any]:
 def _add_xla(
     bench: Bench, small: sslx.Compact, x: jax.Array, config: Config
 ) -> np.ndarray:
-    tuned = sslx.tune(
-        small.apply, small.variables, x, lowering=config.lowering, cache=config.cache
-    )
+    fast = small.lowered(x, lowering=config.lowering, cache=config.cache)
     program, _ = bench_rounds.compiled(
-        tuned.apply, small.variables, x, **tuned.compiler_options
+        fast.apply, fast.variables, x, **fast.compiler_options
     )
     call = functools.partial(program, small.variables, x)
     bench.timers[XLA] = bench_rounds.timer(call)

@@ -212,6 +212,17 @@ def test_alexnet_speed_end_to_end(
     assert "whole/best" in printed
 
 
+def test_the_five_layers_run_as_one_program(tiny: None, tmp_path: pathlib.Path) -> None:
+    config = bench_alexnet.Config(rounds=2, cache=tmp_path)
+    found = bench_alexnet.time_stack(SSL, 1, 0, config)
+    assert set(found["speedups"]) == {
+        "compact over dense",
+        "compact over XLA",
+        "dense over XLA",
+    }
+    assert found["mac_ratio"] > 2
+
+
 # networks.
 
 
