@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -42,11 +43,11 @@ class Checkpoints:
 
     def __init__(self, folder: str | os.PathLike) -> None:
         self.folder = pathlib.Path(folder).absolute()
+        # Now, and not by orbax while others may already read or write.
+        for cut in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(cut)
         self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=2, cleanup_tmp_directories=True
-            ),
+            self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=2)
         )
 
     def latest(self) -> int | None:
