@@ -20,6 +20,7 @@ from jaxtyping import PyTree
 import sslx
 import sslx.adapters.equinox
 import sslx.adapters.nnx
+from tests.arrays import normals
 from tests.public.harness import distance, perturbed
 
 KEY = jax.random.key(0)
@@ -27,7 +28,7 @@ DEAD = np.array([1, 2, 5])
 
 
 def noise(*shape: int) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    return normals()(*shape)
 
 
 def without(index: object) -> Callable[[jax.Array], jax.Array]:

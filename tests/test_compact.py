@@ -11,6 +11,7 @@ import pytest
 
 import sslx
 from experiments import models
+from tests.arrays import relative_error, sparse_variables
 
 IMAGES = {"lenet": (2, 28, 28, 1)}
 
@@ -18,27 +19,11 @@ IMAGES = {"lenet": (2, 28, 28, 1)}
 def make(name: str, dead: float, dtype=np.float32, kernels: str = "conv"):
     """A model with random weights, statistics and biases, some filters at zero."""
     model = models.create(name)
-    image = jnp.zeros(IMAGES.get(name, (2, 32, 32, 3)), dtype)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-    rng = np.random.default_rng(0)
-
-    def fill(path, leaf):
-        name = jax.tree_util.keystr(path)
-        fan_in = max(1, int(np.prod(leaf.shape[:-1]))) if leaf.ndim > 1 else 10
-        value = rng.normal(size=leaf.shape) / np.sqrt(fan_in)
-        if "var" in name or "scale" in name:
-            value = np.abs(value) + 0.5
-        if leaf.ndim > 1 and kernels in name:
-            value *= rng.random(leaf.shape[-1]) >= dead
-        return jnp.asarray(value, dtype)
-
-    variables = jax.tree_util.tree_map_with_path(fill, shapes)
-    x = jnp.asarray(rng.normal(size=image.shape), dtype)
+    image = IMAGES.get(name, (2, 32, 32, 3))
+    variables, x = sparse_variables(
+        model, image, dead, dtype, lambda path, leaf: kernels in path
+    )
     return model, variables, x
-
-
-def relative_error(got, want) -> float:
-    return float(jnp.abs(got - want).max() / jnp.abs(want).max())
 
 
 SLOW = [

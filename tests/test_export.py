@@ -5,12 +5,12 @@ import pathlib
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
 
 import sslx
+from tests.arrays import normals
 from tests.public.harness import distance, perturbed, with_zeros
 
 
@@ -28,7 +28,7 @@ class Net(nn.Module):
 @functools.cache
 def compacted() -> tuple[sslx.Compact, jax.Array]:
     model = Net()
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.float32)
+    x = normals()(4, 8, 8, 3)
     variables = perturbed(model.init(jax.random.key(0), x))
     variables = with_zeros(variables, "...IO", "kernels")
     small = sslx.compact(model.apply, variables, x)

@@ -1,13 +1,13 @@
 """Compaction is exact on the papers' networks, and their shapes really shrink."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import sslx
 from experiments import models
 from sslx import measure
+from tests.arrays import relative_error, sparse_variables
 
 NARROW = {
     "mlp": models.MLP(hidden=(40, 30)),
@@ -22,26 +22,13 @@ FULL = ("resnet164", "densenet40", "densenet100", "densenet100bc", "vgg16", "vgg
 
 def sparse(model, dead: float, dtype=np.float64, size=16):
     """Random variables of which a share of all inner outputs is zero, and an image."""
-    image = jnp.zeros((2, size, size, 3), dtype)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-    rng = np.random.default_rng(0)
-
-    def fill(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        fan_in = max(1, int(np.prod(leaf.shape[:-1]))) if leaf.ndim > 1 else 10
-        value = rng.normal(size=leaf.shape) / np.sqrt(fan_in)
-        if name.endswith(("var", "scale")):
-            value = np.abs(value) + 0.5
-        if name.endswith("kernel") and leaf.shape[-1] != 10:
-            value *= rng.random(leaf.shape[-1]) >= dead
-        return jnp.asarray(value, dtype)
-
-    variables = jax.tree_util.tree_map_with_path(fill, shapes)
-    return variables, jnp.asarray(rng.normal(size=image.shape), dtype)
-
-
-def relative_error(got, want) -> float:
-    return float(jnp.abs(got - want).max() / jnp.abs(want).max())
+    return sparse_variables(
+        model,
+        (2, size, size, 3),
+        dead,
+        dtype,
+        lambda path, leaf: path.endswith("kernel") and leaf.shape[-1] != 10,
+    )
 
 
 def concatenated(fn, variables, x) -> list[int]:

@@ -13,6 +13,7 @@ from jaxtyping import TypeCheckError
 
 import sslx
 from sslx import psp
+from tests.arrays import normals
 
 RULES = {
     "filter": sslx.FILTER,
@@ -30,8 +31,7 @@ GRADIENTS = pytest.mark.parametrize("gradient", ["sum", "chain"])
 
 
 def weights(seed=0):
-    random = np.random.default_rng(seed)
-    normal = lambda *shape: jnp.asarray(random.normal(size=shape), jnp.float32)
+    normal = normals(seed)
     return {
         "a": {"kernel": normal(3, 3, 4, 6), "bias": normal(6)},
         "b": {"kernel": normal(1, 1, 6, 6)},

@@ -30,13 +30,13 @@ from sslx._groups import (
     norms,
     scale,
 )
+from tests.arrays import normals
 
 GRAINS = [WEIGHT, VECTOR, KERNEL, FILTER, CHANNEL, SHAPE, LAYER, BLOCK(1, 1, 2, 3)]
 
 
 def parameters(seed=0):
-    random = np.random.default_rng(seed)
-    draw = lambda *shape: jnp.asarray(random.normal(size=shape), jnp.float32)
+    draw = normals(seed)
     return {
         "conv1": {"kernel": draw(3, 3, 4, 6), "bias": draw(6)},
         "bn1": {"scale": draw(6), "bias": draw(6)},
@@ -67,7 +67,7 @@ def pairs_of_filters():
 
 
 def images():
-    return jnp.asarray(np.random.default_rng(7).normal(size=(5, 6, 6, 4)), jnp.float32)
+    return normals(7)(5, 6, 6, 4)
 
 
 def network(params, x):

@@ -16,18 +16,16 @@ from sslx._transforms import (
     subgradient,
     zero_threshold,
 )
+from tests.arrays import normals
 
 LASSO = GroupLasso(0.5)
 
 
 def parameters(seed=0):
-    random = np.random.default_rng(seed)
+    normal = normals(seed)
     return {
-        "conv": {
-            "kernel": jnp.asarray(random.normal(size=(3, 3, 4, 6)), jnp.float32),
-            "bias": jnp.asarray(random.normal(size=6), jnp.float32),
-        },
-        "dense": {"kernel": jnp.asarray(random.normal(size=(6, 5)), jnp.float32)},
+        "conv": {"kernel": normal(3, 3, 4, 6), "bias": normal(6)},
+        "dense": {"kernel": normal(6, 5)},
     }
 
 
