@@ -92,6 +92,7 @@ def time_layer(layer: str, name: str, batch: int, seed: int, config: Config) -> 
         "mac_ratio": case.mac_ratio,
         "paper": row.cpu[list(SHAPES).index(layer)],
         "products": alone.as_dict(),
+        "called_once": slow,
     }
     if not row.entries:
         calls, record["chosen"] = executors(case, x, lowering.Cache(config.cache))

@@ -232,6 +232,7 @@ def measure_case(name: str, rounds: int, compiled: bool) -> dict[str, Any]:
 
 def main(config: Config) -> dict[str, Any]:
     """Measure, print, and write JSON where asked."""
+    versions = bench_workers.torch_versions(config.torch_python)
     context = multiprocessing.get_context("spawn")
     rows = []
     print("seconds            trace  analysis   rewrite     units   equations  peak MB")
@@ -246,7 +247,7 @@ def main(config: Config) -> dict[str, Any]:
     for row in rows:
         if "compile" in row:
             print(_compile_text(row))
-    record: dict[str, Any] = {"cases": rows}
+    record: dict[str, Any] = {"cases": rows, "torch": versions}
     if config.torch_python is not None:
         shared = [name for name in config.cases if name in models.MODELS]
         record["torch_pruning"] = _torch_pruning(

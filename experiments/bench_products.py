@@ -25,7 +25,7 @@ from experiments.bench_rounds import Call
 from sslx.lowering import Conv
 
 Pairs = list[tuple[np.ndarray, np.ndarray]]
-_LONGEST = 2.0
+_LONGEST = 0.5
 
 
 def patches(conv: Conv, x: Float[np.ndarray, "N H W C"]) -> list[np.ndarray]:

@@ -28,7 +28,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import sslx
-from experiments import bench_networks, bench_rounds, granularity_report
+from experiments import (
+    bench_networks,
+    bench_rounds,
+    bench_workers,
+    granularity_report,
+)
 from experiments.bench_rounds import Timer
 from experiments.bench_workers import Worker, WorkerError
 from sslx import report
@@ -197,6 +202,7 @@ def _compared(found: bench_rounds.Rounds, fastest: dict[str, str]) -> Any:
 
 def main(config: Config) -> dict[str, Any]:
     """Time all, print a table each, write record and picture where asked."""
+    versions = bench_workers.torch_versions(config.torch_python)
     cases = []
     for name in config.networks:
         for batch in config.batches:
@@ -204,7 +210,7 @@ def main(config: Config) -> dict[str, Any]:
             jax.clear_caches()
             print(text(case), flush=True)
             cases.append(case)
-    record = {"lowering": config.lowering, "cases": cases}
+    record = {"lowering": config.lowering, "torch": versions, "cases": cases}
     bench_rounds.finish(record, config.out and config.out / "record.json")
     if config.out is not None:
         report.save_png(picture(cases), config.out / "runtimes.png")

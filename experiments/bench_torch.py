@@ -5,6 +5,7 @@
 """
 
 import functools
+import importlib.metadata
 import time
 from collections.abc import Callable
 from typing import Any
@@ -117,6 +118,12 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "densenet40": functools.partial(densenet, 40),
     "densenet100bc": functools.partial(densenet, 100, True, 0.5, 24),
 }
+
+
+def versions() -> dict[str, str]:
+    """Of both packages."""
+    names = ("torch", "torch-pruning")
+    return {name: importlib.metadata.version(name) for name in names}
 
 
 def create(name: str) -> nn.Module:

@@ -74,6 +74,12 @@ def torch(
     }
 
 
+def torch_versions() -> dict[str, Any]:
+    """Of PyTorch and Torch-Pruning."""
+    bench_torch = importlib.import_module("experiments.bench_torch")
+    return bench_torch.versions()
+
+
 def pruning(network: str, rounds: int) -> dict[str, Any]:
     """Seconds of Torch-Pruning's parts, per round."""
     bench_torch = importlib.import_module("experiments.bench_torch")
@@ -105,8 +111,9 @@ def calls() -> dict[str, Any]:
     return {"names": list(_CALLS)}
 
 
+_HANDLERS = (onnxruntime, openvino, torch, torch_versions, pruning, run, output, calls)
 _REQUESTS: dict[str, Callable[..., dict[str, Any]]] = {
-    f.__name__: f for f in (onnxruntime, openvino, torch, pruning, run, output, calls)
+    handler.__name__: handler for handler in _HANDLERS
 }
 
 

@@ -68,3 +68,19 @@ class Worker:
     def timer(self, name: str) -> Timer:
         """Of a call that was loaded under this name."""
         return lambda count: self.ask("run", name=name, count=count)["seconds"]
+
+
+def torch_versions(python: pathlib.Path | None) -> dict[str, str]:
+    """Of an interpreter's PyTorch and Torch-Pruning; none where none is given.
+
+    Raises:
+        SystemExit: it has them not.
+    """
+    if python is None:
+        return {}
+    try:
+        with Worker(python) as worker:
+            return worker.ask("torch_versions")
+    except WorkerError as error:
+        fix = f"{python} -m pip install numpy torch torch-pruning"
+        raise SystemExit(f"--torch-python: {error}. Fix: {fix}") from error
