@@ -15,11 +15,9 @@ from experiments import (
     imagenet_data,
     imagenet_groups,
     imagenet_models,
-    sparsity,
     ssl_stages,
     train,
 )
-from sslx import measure
 from sslx import report as pages
 
 _RATE_BATCH = 256
@@ -73,12 +71,6 @@ class Context(ssl_stages.Context):
         if self.config.structure == "units":
             return imagenet_groups.balanced(self.groups, self.trained["params"])
         return self.groups
-
-    @functools.cached_property
-    def group_macs(self) -> dict[str, float]:
-        """Share of the multiply-accumulates in every kernel that has groups."""
-        cost = measure.cost(self.exact.apply, self.trained, self.images(1))
-        return sparsity.group_macs(self.groups, cost)
 
     def images(self, count: int) -> Float[Array, "N H W C"]:
         """The first test images, normalised."""
