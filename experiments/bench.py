@@ -5,6 +5,7 @@
     python -m experiments.bench alexnet_speed see experiments/bench_alexnet.py
     python -m experiments.bench networks      see experiments/bench_networks.py
     python -m experiments.bench runtimes      see experiments/bench_runtimes.py
+    python -m experiments.bench lowerings     see experiments/bench_lowerings.py
 
 The first prints ratios, and an A/A control that tells how small a difference shows:
 
@@ -35,6 +36,7 @@ import sslx
 from experiments import (
     bench_alexnet,
     bench_analysis,
+    bench_lowerings,
     bench_networks,
     bench_runtimes,
     checkpoints,
@@ -283,6 +285,7 @@ if __name__ == "__main__":
         "alexnet_speed": bench_alexnet.main,
         "networks": bench_networks.main,
         "runtimes": bench_runtimes.main,
+        "lowerings": bench_lowerings.main,
     }
     tyro.extras.subcommand_cli_from_dict(
         COMMANDS, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)

@@ -20,6 +20,7 @@ import sslx
 from experiments import (
     bench_alexnet,
     bench_analysis,
+    bench_lowerings,
     bench_mobilenet,
     bench_networks,
     bench_products,
@@ -51,7 +52,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         return {lowering.XLA: 2.0, lowering.rule(conv): 1.0}
 
     monkeypatch.setattr(lowering.Cache, "timings", timings)
-    monkeypatch.setattr(lowering, "option_sets", lambda: [{}])
+    for place in ("sslx.lowering", "sslx.lowering._tune"):
+        monkeypatch.setattr(f"{place}.option_sets", lambda: [{}])
 
 
 # Rounds.
@@ -282,6 +284,25 @@ def test_what_needs_too_much_memory_is_left_out() -> None:
     network = bench_networks.create("resnet8")
     config = bench_networks.Config(memory=1e-6)
     assert bench_networks.time_case(network, network.variables, 1, config) is None
+
+
+# lowerings.
+
+
+def test_lowerings_end_to_end(
+    tiny: None, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = bench_lowerings.Config(
+        networks=("lenet",), batches=(1,), count=2, rounds=2, out=tmp_path
+    )
+    bench_lowerings.main(config)
+    record = json.loads((tmp_path / "record.json").read_text())
+    ratios = [c["rule_over_fastest"]["median"] for c in record["cases"]]
+    assert len(ratios) == 2
+    mean = math.exp(sum(map(math.log, ratios)) / 2)
+    assert record["geometric_means"]["rule_over_fastest"] == pytest.approx(mean)
+    assert (tmp_path / "lowerings.png").stat().st_size > 3_000
+    assert "2 convolutions, geometric means" in capsys.readouterr().out
 
 
 # runtimes.
