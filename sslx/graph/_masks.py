@@ -40,6 +40,11 @@ def is_region(masks: Masks) -> bool:
     return all(map(some, masks))
 
 
+def sizes_of(masks: Masks) -> tuple[int, ...]:
+    """The number of slices along every axis."""
+    return tuple(int(np.count_nonzero(m)) for m in masks)
+
+
 def within(inner: Masks, outer: Masks) -> bool:
     """Whether all slices of one are among those of the other."""
     rows = zip(inner, outer, strict=True)

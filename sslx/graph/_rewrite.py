@@ -14,8 +14,9 @@ from sslx.graph._constants import FoldedTerms, filled, folded
 from sslx.graph._derivatives import Reduced
 from sslx.graph._host import on_host
 from sslx.graph._liveness import Liveness, full
+from sslx.graph._masks import Mask, Masks, both, is_region, sizes_of, some, within
 from sslx.graph._program import Equation, Value
-from sslx.graph._relation import Masks, Relation, Shapes, Summed
+from sslx.graph._relation import Relation, Shapes, Summed
 
 
 def take(array: Any, positions: np.ndarray, axis: int) -> Any:
@@ -92,7 +93,7 @@ class Rewriter:
         else:
             results, masks = self._primitive(eqn)
         for value, array, mask in zip(eqn.outputs, results, masks, strict=True):
-            if all(m.any() for m in self.live.alive(value)):
+            if self.live.computed(value):
                 self.held[value] = (array, mask)
 
     def _primitive(self, eqn: Equation) -> tuple[list[Any], list[Masks]]:
@@ -103,7 +104,7 @@ class Rewriter:
         ]
         made = produced(eqn, rel, targets)
         sizes = [
-            tuple(int(m.sum()) for m in masks) if v.shape else ()
+            sizes_of(masks) if v.shape else ()
             for v, masks in zip(eqn.outputs, made, strict=True)
         ]
         emit = rel.emit or _bind
@@ -143,7 +144,7 @@ class Rewriter:
         wanted = [target if v is value else full(v, True) for v in eqn.outputs]
         rows = zip(eqn.inputs, self.live.behind(eqn, wanted), strict=True)
         operands = [self.probe(v, masks) for v, masks in rows]
-        sizes = [tuple(int(m.sum()) for m in masks) for masks in wanted]
+        sizes = [sizes_of(masks) for masks in wanted]
         results = (rel.emit or _bind)(eqn, operands, Shapes(sizes))
         return results[eqn.outputs.index(value)]
 
@@ -246,7 +247,7 @@ class Rewriter:
     def _operands(self, eqn: Equation) -> list[Any]:
         """The needed slices of every operand; None where there are none."""
         return [
-            self.deliver(v, n) if all(m.any() for m in n) else None
+            self.deliver(v, n) if is_region(n) else None
             for v, n in zip(eqn.inputs, self.live.targets(eqn), strict=True)
         ]
 
@@ -263,20 +264,20 @@ class Rewriter:
         if pair is None:
             return self._base(value, target)
         array, have = pair
-        if all((h | ~t).all() for h, t in zip(have, target, strict=True)):
+        if within(target, have):
             return _take_all(array, have, target)
-        both = [h & t for h, t in zip(have, target, strict=True)]
-        part = _take_all(array, have, both)
+        there = both(have, target)
+        part = _take_all(array, have, there)
         base = self._base(value, target)
         where = [
-            None if b.sum() == t.sum() else _picked(t, b)
-            for b, t in zip(both, target, strict=True)
+            None if h is t or not some(h != t) else _picked(t, h)
+            for h, t in zip(there, target, strict=True)
         ]
         return _scatter(base, part, where)
 
     def _base(self, value: Value, target: Masks) -> Any:
         """The wanted slices as far as they are not computed: constants and zeros."""
-        shape = tuple(int(t.sum()) for t in target) if value.shape else ()
+        shape = sizes_of(target) if value.shape else ()
         if filled(self.live, value, target) is None:
             return jnp.zeros(shape, value.dtype)
         array = self.carrier.of(value)
@@ -299,7 +300,7 @@ def _run_body(
 ) -> list[Any]:
     """A body on reduced operands; None stands for operands and results not needed."""
     ins = [None if x is None else (x, m) for x, m in zip(arrays, masks, strict=True)]
-    kept = [k for k, masks in enumerate(wanted) if all(m.any() for m in masks)]
+    kept = [k for k, masks in enumerate(wanted) if is_region(masks)]
     return Rewriter(inside, [None] * len(ins)).run(ins, wanted, only=kept)
 
 
@@ -312,23 +313,23 @@ def produced(eqn: Equation, rel: Relation, targets: list[Masks]) -> list[Masks]:
     """Output slices that come out when the operands have just the targeted ones."""
     made = []
     for o, value in enumerate(eqn.outputs):
-        masks = full(value, True)
-        found: dict[int, list[np.ndarray]] = {}
-        for link in rel.links:
-            if link.output == o:
-                size = value.shape[link.out_axis]
-                mask = link.to_output_any(targets[link.operand][link.in_axis], size)
-                found.setdefault(link.out_axis, []).append(mask)
-        join = np.logical_or if rel.covers else np.logical_and
-        for axis, parts in found.items():
-            masks[axis] = join.reduce(parts)
-        made.append(masks)
+        masks: dict[int, Mask] = {}
+        for k, target in enumerate(targets):
+            for link in rel.between(k, o):
+                a, size = link.out_axis, value.shape[link.out_axis]
+                mask = link.to_output_any(target[link.in_axis], size)
+                old = masks.get(a)
+                if old is None:
+                    masks[a] = mask
+                elif old is not mask:
+                    masks[a] = old | mask if rel.covers else old & mask
+        made.append([masks.get(a, m) for a, m in enumerate(full(value, True))])
     return made
 
 
 def _take_all(array: Any, have: Masks, target: Masks) -> Any:
     for axis, (h, t) in enumerate(zip(have, target, strict=True)):
-        if (h != t).any():
+        if h is not t and some(h != t):
             array = take(array, _picked(h, t), axis)
     return array
 

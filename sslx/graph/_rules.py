@@ -1,5 +1,6 @@
 """The relations of elementwise, layout, reduction and indexing primitives."""
 
+import functools
 import math
 from typing import Any
 
@@ -8,12 +9,20 @@ import numpy as np
 
 from sslx.graph._relation import Link, Relation, Shapes, Summed, Zero, register
 
+Shape = tuple[int, ...]
+
 
 def identity_links(
     equation: Any, operand: int, output: int = 0, skip: tuple[int, ...] = ()
 ) -> list[Link]:
     """Links axis by axis; an operand axis of size one may run along a longer one."""
     source, target = equation.inputs[operand].shape, equation.outputs[output].shape
+    return _axis_links(source, target, operand, output, skip)
+
+
+def _axis_links(
+    source: Shape, target: Shape, operand: int, output: int, skip: tuple[int, ...] = ()
+) -> list[Link]:
     if len(source) != len(target):
         return []
     links = []
@@ -28,14 +37,19 @@ def identity_links(
 
 
 def _elementwise(zero: Zero, zero_operands: tuple[int, ...] | None = None):
-    def rule(equation: Any) -> Relation:
+    @functools.lru_cache(1024)
+    def between(inputs: tuple[Shape, ...], outputs: tuple[Shape, ...]) -> Relation:
         links = [
             link
-            for operand in range(len(equation.inputs))
-            for output in range(len(equation.outputs))
-            for link in identity_links(equation, operand, output)
+            for operand, source in enumerate(inputs)
+            for output, target in enumerate(outputs)
+            for link in _axis_links(source, target, operand, output)
         ]
         return Relation(tuple(links), zero=zero, zero_operands=zero_operands)
+
+    def rule(equation: Any) -> Relation:
+        inputs, outputs = equation.inputs, equation.outputs
+        return between(tuple(v.shape for v in inputs), tuple(v.shape for v in outputs))
 
     return rule
 
