@@ -1,17 +1,18 @@
-"""Speed of networks at half of their widths, beside the ratio of their MACs.
+"""Speed of networks at a share of their widths, beside the ratio of their MACs.
 
     python -m experiments.bench networks --out FOLDER           hours on 2 calm cores
-    python -m experiments.bench networks --networks resnet20 --batches 1 --lowering rule
+    python -m experiments.bench networks --networks resnet20 --keep 0.8125
 
 In every family of channels that go together (`sslx.units`) the half with the smaller
-norms is zero: in `all` families, or only in the `inner` ones, which one layer writes,
-so that no residual add joins them. The dense and the compact network are lowered by the
-same search, `--lowering`, and timed by XLA as it comes, too. The search is done on
-timings of its own; outputs are compared with the dense network's before that.
+norms is zero (or another share, `--keep`): in `all` families, or only in the `inner`
+ones, which one layer writes, so that no residual add joins them. Dense and compact
+networks are lowered by the same search, `--lowering`, on timings of its own, and run by
+XLA as it comes, too. Outputs are compared with the dense network's before the timing.
 """
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any, Literal
@@ -41,7 +42,7 @@ _GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Time networks, dense and at half of their widths."""
+    """Time networks, dense and at a share of their widths."""
 
     networks: tuple[str, ...] = (
         "resnet20",
@@ -54,7 +55,9 @@ class Config:
     )
     """Of experiments.models, imagenet_models (resnet50), or mobilenet."""
     widths: tuple[Width, ...] = ("inner", "all")
-    """Which families of channels are halved."""
+    """Which families of channels are thinned."""
+    keep: float = 0.5
+    """Share of a family that stays, rounded up; 0.8125 makes odd widths."""
     batches: tuple[int, ...] = (1, 32, 256)
     """Images per call."""
     lowering: Lowering = "measure"
@@ -114,20 +117,22 @@ def _model(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     return imagenet_models.create(name), imagenet_models.image_shape(name)
 
 
-def halved(network: Network, widths: tuple[Width, ...]) -> dict[Width, Any]:
-    """Variables with half of every family zero; once if both choices are the same."""
+def thinned(
+    network: Network, widths: tuple[Width, ...], keep: float = 0.5
+) -> dict[Width, Any]:
+    """Variables with a share of every family left; once if all are inner."""
     x = jax.ShapeDtypeStruct((1, *network.shape), "float32")
     units = sslx.units(network.apply, network.variables, x)
     inner = sslx.Groups(tuple(c for c in units.classes if _writers(c) == 1))
     if inner.names == units.names:
         widths = ("all",)
     chosen = {"all": units, "inner": inner}
-    return {width: _lower_half_zero(chosen[width], network) for width in widths}
+    return {width: _strongest(chosen[width], network, keep) for width in widths}
 
 
-def _lower_half_zero(units: sslx.Groups, network: Network) -> Any:
+def _strongest(units: sslx.Groups, network: Network, keep: float) -> Any:
     norms = jax.jit(functools.partial(sslx.norms, units))(network.variables)
-    factors = {name: _upper_half(np.asarray(n)) for name, n in norms.items()}
+    factors = {name: _largest(np.asarray(n), keep) for name, n in norms.items()}
     return jax.jit(functools.partial(sslx.scale, units))(network.variables, factors)
 
 
@@ -139,10 +144,12 @@ def _writers(family: sslx.GroupClass) -> int:
     )
 
 
-def _upper_half(norms: np.ndarray) -> np.ndarray:
-    keep = np.zeros(norms.size, np.float32)
-    keep[np.argsort(-norms.reshape(-1), kind="stable")[: -(-norms.size // 2)]] = 1
-    return keep.reshape(norms.shape)
+def _largest(norms: np.ndarray, keep: float) -> np.ndarray:
+    """1 for this share of the norms, rounded up; 0 for the rest."""
+    factors = np.zeros(norms.size, np.float32)
+    order = np.argsort(-norms.reshape(-1), kind="stable")
+    factors[order[: math.ceil(keep * norms.size)]] = 1
+    return factors.reshape(norms.shape)
 
 
 def time_case(
@@ -152,7 +159,7 @@ def time_case(
 
     Args:
         network: dense.
-        zeros: its variables with half of some families zero.
+        zeros: its variables with a part of some families zero.
         batch: images.
         config: of the command.
     """
@@ -225,7 +232,7 @@ def main(config: Config) -> dict[str, Any]:
     print(head + _line("network", "batch", "MACs", _HEAD))
     for name in config.networks:
         network = create(name)
-        for width, zeros in halved(network, config.widths).items():
+        for width, zeros in thinned(network, config.widths, config.keep).items():
             for batch in config.batches:
                 case = time_case(network, zeros, batch, config)
                 jax.clear_caches()
@@ -234,7 +241,7 @@ def main(config: Config) -> dict[str, Any]:
                     continue
                 rows.append({"network": name, "width": width, **case})
                 print(_row(rows[-1]), flush=True)
-    record = {"lowering": config.lowering, "cases": rows}
+    record = {"lowering": config.lowering, "keep": config.keep, "cases": rows}
     bench_rounds.finish(record, config.out and config.out / "record.json")
     if config.out is not None and rows:
         report.save_png(picture(rows), config.out / "networks.png")

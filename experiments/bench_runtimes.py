@@ -80,7 +80,7 @@ class Bench:
 def time_network(name: str, batch: int, config: Config) -> dict[str, Any]:
     """One network at one batch size in all runtimes."""
     network = bench_networks.create(name)
-    zeros = bench_networks.halved(network, ("all",))["all"]
+    zeros = bench_networks.thinned(network, ("all",))["all"]
     x = jax.random.normal(jax.random.key(2), (batch, *network.shape))
     small = sslx.compact(network.apply, zeros, x)
     bench = Bench()
