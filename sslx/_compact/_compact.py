@@ -28,10 +28,12 @@ from sslx.graph import (
     Program,
     Rewriter,
     Value,
+    Widths,
     full,
     held_back,
     kept_zeros,
     require_constants,
+    round_up,
     settle,
 )
 from sslx.lowering import Lowering, Tuned, nonzero_of, tune_sparse
@@ -179,6 +181,7 @@ def compact(
     alignment: Alignment = "auto",
     constants: Constants = "fold",
     strict: bool = False,
+    round_to: int = 1,
     lowering: Lowering = "xla",
     **kwargs: Any,
 ) -> Compact:
@@ -205,6 +208,8 @@ def compact(
       constants: `"fold"` removes channels that no longer depend on the input and adds
         what they contributed; `"keep"` goes on computing them.
       strict: raise if a primitive without a rule keeps parameters from being reduced.
+      round_to: keep so many dead channels that the widths of products of data and
+        weights are multiples of it; `kept_zeros` lists them, and `summary` counts them.
       lowering: how what is left is computed, see `sslx.tune`. `"xla"` leaves it to XLA;
         `"rule"` and `"measure"` choose a form for every convolution and leave out zero
         columns of its kernel (`Compact.lowered`). `jax.jit(small.apply,
@@ -215,12 +220,15 @@ def compact(
       A `Compact`.
 
     Raises:
-      ValueError: with `strict`, if something was held back; for masks that do not fit.
+      ValueError: with `strict`, if something was held back; for masks that do not fit;
+        if `round_to` is less than 1.
 
     Example:
       >>> small = sslx.compact(model.apply, variables, x, train=False)
       >>> y = jax.jit(small.apply)(small.variables, x)
     """
+    if round_to < 1:
+        raise ValueError(f"round_to: got {round_to}, expected at least 1")
     leaves, treedef = flatten(variables)
     leaves = {path: as_jax(leaf) for path, leaf in leaves.items()}
     call = take_apart(args, kwargs)
@@ -229,7 +237,8 @@ def compact(
     traced = trace_call(fn, variables, identity, dtypes, call)
     zeros = given_zeros(leaves, masks) if masks is not None else zeros_of(leaves)
     live = Liveness(traced.program, fold=constants == "fold")
-    zeros = fixed_point(live, traced, leaves, zeros, alignment, masks is None)
+    widths = None if round_to == 1 else lambda kept: -(-kept // round_to) * round_to
+    zeros = fixed_point(live, traced, leaves, zeros, alignment, masks is None, widths)
     params = traced.program.inputs[: len(leaves)]
     held = held_back(live, dict(zip(params, leaves, strict=True)))
     if strict and held:
@@ -258,6 +267,7 @@ def fixed_point(
     zeros: dict[str, Masks],
     alignment: Alignment,
     look: bool,
+    widths: Widths | None = None,
 ) -> dict[str, Masks]:
     """Analyse until nothing new is found dead; returns the zeros used."""
     params = traced.program.inputs[: len(leaves)]
@@ -276,7 +286,7 @@ def fixed_point(
         }
         if any(not _same(fresh[p], zeros[p]) for p in zeros):
             zeros = fresh
-        elif settle(live, alignment, outputs):
+        elif settle(live, alignment, outputs) or (widths and round_up(live, widths)):
             live.widen()
         else:
             return zeros

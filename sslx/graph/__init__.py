@@ -15,6 +15,8 @@ from sslx.graph._report import KeptZeros as KeptZeros
 from sslx.graph._report import held_back as held_back
 from sslx.graph._report import kept_zeros as kept_zeros
 from sslx.graph._rewrite import Rewriter as Rewriter
+from sslx.graph._round import Widths as Widths
+from sslx.graph._round import round_up as round_up
 from sslx.graph._settle import MACS_PER_MOVE as MACS_PER_MOVE
 from sslx.graph._settle import Alignment as Alignment
 from sslx.graph._settle import settle as settle

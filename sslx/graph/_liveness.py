@@ -409,6 +409,26 @@ class Liveness:
                 work += self._behind(eqn, value, new)
         return changed
 
+    def revives(self, value: Value, masks: Masks) -> bool:
+        """Whether forcing these slices would bring back a value that is wholly zero.
+
+        Nothing is left of such a value's other axes, so it could not be computed.
+        """
+        work, seen = [(value, masks)], set()
+        while work:
+            value, masks = work.pop()
+            if value.literal is not None or value in seen:
+                continue
+            seen.add(value)
+            facts = self.of(value)
+            if value.shape and all(z.all() for z in facts.zero):
+                return True
+            eqn = self.producer.get(value)
+            absent = self.absent(value)
+            if eqn and any((m & a).any() for m, a in zip(masks, absent, strict=True)):
+                work += self._behind(eqn, value, masks)
+        return False
+
     def _behind(
         self, eqn: Equation, value: Value, masks: Masks
     ) -> Iterable[tuple[Value, Masks]]:
