@@ -136,11 +136,8 @@ def _stepper(
 ) -> Callable[[], Any]:
     """A call that does one step on its own state and data on the device."""
     mesh = train.device_mesh()
-    step = jax.jit(
-        train.make_step(stage, options, arrays, mesh),
-        donate_argnums=0,
-        compiler_options=train.compiler_options(),
-    )
+    step = train.make_step(stage, options, arrays, mesh)
+    step = train.compiled(step, donate_argnums=0)
     state = train.initial_state(stage, options, mesh)
     images = jax.device_put(arrays.train_images)
     labels = jax.device_put(arrays.train_labels)

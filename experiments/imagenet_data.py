@@ -229,7 +229,7 @@ class ImageNet:
         batches = self.test_batches()
         workers = min(self.workers, len(batches) // _WORTH_A_WORKER)
 
-        @functools.partial(jax.jit, compiler_options=train.compiler_options())
+        @train.compiled
         def hits(
             variables: train.Variables, images: Array, labels: Array
         ) -> Int[Array, " 2"]:

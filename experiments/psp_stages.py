@@ -148,7 +148,7 @@ def with_new_statistics(
     normal = train.preprocess(arrays)
     order = train.epoch_order(context.config.seed, 0, len(arrays.train_labels), batch)
 
-    @functools.partial(jax.jit, compiler_options=train.compiler_options())
+    @train.compiled
     def follow(statistics: PyTree[Array], images: Array) -> PyTree[Array]:
         now = {**variables, "batch_stats": statistics}
         mutable = ["batch_stats"]

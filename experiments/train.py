@@ -7,7 +7,6 @@ Arrays stay on the device; a step gathers, augments and updates inside one jit. 
 """
 
 import dataclasses
-import functools
 import math
 import pathlib
 from collections.abc import Callable
@@ -32,7 +31,7 @@ from experiments.steps import Stage as Stage
 from experiments.steps import State as State
 from experiments.steps import TrainingError as TrainingError
 from experiments.steps import Variables as Variables
-from experiments.steps import compiler_options as compiler_options
+from experiments.steps import compiled as compiled
 from experiments.steps import make_update as make_update
 from experiments.steps import no_sums
 
@@ -110,7 +109,7 @@ def make_evaluate(
     normal = preprocess(arrays)
     images, labels = arrays.test_images, arrays.test_labels
 
-    @functools.partial(jax.jit, compiler_options=compiler_options())
+    @compiled
     def correct(variables: Variables, x: Array, y: Array) -> Array:
         logits = apply(variables, normal(x), train=False)
         return jnp.sum(logits.argmax(-1) == y)
@@ -240,7 +239,7 @@ class _Run:
         self.at = int(self.state.step)
         self.log = MetricsLog(folder / "metrics.jsonl", keep_until=self.at)
         step = source.make_step(stage, options, mesh)
-        self.step = jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
+        self.step = compiled(step, donate_argnums=0)
         self.observe = jax.jit(stage.observe)
         self.scores = source.make_scores(stage.apply)
         self.clock = Clock(options.checkpoint_every)

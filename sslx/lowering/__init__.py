@@ -12,6 +12,7 @@ from sslx.lowering._rule import rule as rule
 from sslx.lowering._tune import Choice as Choice
 from sslx.lowering._tune import Lowering as Lowering
 from sslx.lowering._tune import Tuned as Tuned
+from sslx.lowering._tune import by_rule as by_rule
 from sslx.lowering._tune import nonzero_of as nonzero_of
 from sslx.lowering._tune import option_sets as option_sets
 from sslx.lowering._tune import tune as tune

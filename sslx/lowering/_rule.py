@@ -8,6 +8,7 @@ from sslx.lowering._forms import XLA, Form, Kind
 
 _CHUNK_BYTES = 2 << 20
 _DENSE: tuple[Kind, ...] = ("xla", "im2col", "dot")
+_GATHERS: tuple[Kind, ...] = ("gather", "gather_columns")
 _INNER: tuple[Kind, ...] = ("crop", "union", "gather", "gather_columns", "classes")
 
 
@@ -18,6 +19,11 @@ def candidates(conv: Conv) -> list[Form]:
         found += [Form("depthwise")]
         if conv.groups <= 8:
             found += [Form("split", inner=kind) for kind in _inner(conv)]
+            found += [
+                Form("split", chunk, kind)
+                for kind in _GATHERS
+                for chunk in chunks(conv)
+            ]
     elif any(d > 1 for d in conv.lhs_dilation):
         found += [Form("phases", inner=kind) for kind in _DENSE]
     elif conv.columns is None:
@@ -27,7 +33,9 @@ def candidates(conv: Conv) -> list[Form]:
     else:
         found += [Form(kind) for kind in ("crop", "union", "unrolled", "classes")]
         found += [Form("shifted"), Form("dot")]
-    found += _chunked(conv)
+        found += [
+            Form(kind, chunk) for kind in _GATHERS for chunk in (0, *chunks(conv))
+        ]
     return [form for form in dict.fromkeys(found) if not _forms.applies(form, conv)]
 
 
@@ -51,8 +59,8 @@ def rule(conv: Conv) -> Form:
             return Form("depthwise")
         if conv.groups > 8 or _forms.applies(Form("split"), conv):
             return XLA
-        inner: set[Kind] = {rule(part).kind for part in _forms.groups_of(conv)}
-        return Form("split", inner=inner.pop() if len(inner) == 1 else "xla")
+        first, *rest = {rule(part) for part in _forms.groups_of(conv)}
+        return Form("split") if rest else Form("split", first.chunk, first.kind)
     if any(d > 1 for d in conv.lhs_dilation):
         phases = Form("phases")
         return XLA if _forms.applies(phases, conv) else phases
@@ -63,8 +71,7 @@ def rule(conv: Conv) -> Form:
         return Form("unrolled" if small else "im2col")
     if conv.columns is not None:
         if conv.mask.mean() <= 0.5:
-            chunks = _chunked(conv)
-            return chunks[-1] if chunks else Form("gather_columns")
+            return Form("gather_columns", next(iter(chunks(conv)), 0))
         return Form("crop")
     return XLA
 
@@ -73,14 +80,13 @@ def _inner(conv: Conv) -> list[Kind]:
     return list(_DENSE) if conv.columns is None else ["xla", *_INNER]
 
 
-def _chunked(conv: Conv) -> list[Form]:
-    """Gathered products, whole and in parts whose patches fit the cache."""
-    if conv.groups > 1 or conv.columns is None:
-        return []
-    kinds: tuple[Kind, ...] = ("gather", "gather_columns")
-    per_image = int(conv.mask.sum()) * math.prod(conv.out) * 4
-    fits = max(1, _CHUNK_BYTES // max(per_image, 1))
+def chunks(conv: Conv) -> tuple[int, ...]:
+    """Images at a time whose gathered patches fit the cache; none without zeros."""
+    if conv.columns is None:
+        return ()
+    columns = int(conv.mask.sum(tuple(range(conv.mask.ndim - 1))).max())
+    per_image = max(1, columns * math.prod(conv.out) * 4)
     images = conv.lhs[0]
-    sizes = [n for n in range(1, images) if images % n == 0 and n <= fits][-1:]
-    forms = [Form(kind) for kind in kinds]
-    return forms + [Form(kind, chunk=n) for n in sizes for kind in kinds]
+    parts = [n for n in range(1, images) if images % n == 0]
+    fitting = [n for n in parts if n * per_image <= _CHUNK_BYTES]
+    return tuple(sorted({*fitting[-1:], *[n for n in parts if n not in fitting][:1]}))

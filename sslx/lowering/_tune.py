@@ -87,18 +87,22 @@ class Tuned:
         return lowered(_flat(self.fn, call), ways, masks)(*call.arrays)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """`fn(*args, **kwargs)`, compiled with the options."""
-        call = take_apart(args, kwargs)
-        return self._compiled(call.treedef, call.fixed, call.arrays)
+        """`fn(*args, **kwargs)`, compiled with the options; settings are static."""
+        numbers = tuple(k for k, x in enumerate(args) if _is_setting(x))
+        names = tuple(name for name, x in kwargs.items() if _is_setting(x))
+        run = self._compiled.get((numbers, names))
+        if run is None:
+            run = self._compiled[numbers, names] = jax.jit(
+                self.apply,
+                static_argnums=numbers,
+                static_argnames=names,
+                compiler_options=dict(self.compiler_options),
+            )
+        return run(*args, **kwargs)
 
     @functools.cached_property
-    def _compiled(self) -> Callable[..., Any]:
-        def run(treedef: Any, fixed: Any, arrays: Any) -> Any:
-            args, kwargs = Call(treedef, fixed, ()).rebuild(arrays)
-            return self.apply(*args, **kwargs)
-
-        options = dict(self.compiler_options)
-        return jax.jit(run, static_argnums=(0, 1), compiler_options=options)
+    def _compiled(self) -> dict[Any, Callable[..., Any]]:
+        return {}
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the function, as plain lists, numbers and strings.
@@ -182,6 +186,11 @@ class Tuned:
         return "\n".join([text_table(head, lines), *ends])
 
 
+def _is_setting(x: Any) -> bool:
+    plain = x is None or isinstance(x, bool | int | float | str)
+    return plain or (callable(x) and jax.tree_util.all_leaves([x]))
+
+
 def _gain(choice: Choice) -> str:
     """How much faster than XLA's own form, where both were timed."""
     own, mine = choice.seconds.get(XLA), choice.seconds.get(choice.form)
@@ -224,6 +233,20 @@ def tune(
     return tune_sparse(fn, take_apart(args, kwargs), (), lowering, cache)
 
 
+def by_rule(fn: Callable[..., Any]) -> Tuned:
+    """`tune` without an example call: the rule decides whenever `apply` is traced.
+
+    For training steps and whatever else is jitted with options of its own:
+
+    >>> fast = sslx.lowering.by_rule(step)
+    >>> step = jax.jit(
+    ...     fast.apply, donate_argnums=0, compiler_options=fast.compiler_options
+    ... )
+    """
+    lowering: Lowering = "rule" if _on_cpu() else "xla"
+    return Tuned(fn, lowering, (), option_sets()[-1], sums=_on_cpu())
+
+
 def tune_sparse(
     fn: Callable[..., Any],
     call: Call,
@@ -237,12 +260,8 @@ def tune_sparse(
         return plain
     found = convolutions(fn, call, _masks(nonzero))
     if lowering == "rule":
-        return dataclasses.replace(
-            plain,
-            choices=_choices(found, default_form),
-            compiler_options=option_sets()[-1],
-            sums=_on_cpu(),
-        )
+        choices = _choices(found, default_form)
+        return dataclasses.replace(by_rule(fn), choices=choices, nonzero=nonzero)
     return _measured(plain, call, found, Cache(cache))
 
 
