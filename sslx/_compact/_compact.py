@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -36,7 +37,14 @@ from sslx.graph import (
     round_up,
     settle,
 )
-from sslx.lowering import Lowering, Tuned, nonzero_of, tune_sparse
+from sslx.lowering import (
+    Lowering,
+    Tuned,
+    nonzero_of,
+    program_seconds,
+    rule_width,
+    tune_sparse,
+)
 
 Constants = Literal["fold", "keep"]
 _ROUNDS = 100
@@ -181,7 +189,7 @@ def compact(
     alignment: Alignment = "auto",
     constants: Constants = "fold",
     strict: bool = False,
-    round_to: int = 1,
+    round_to: int | None = None,
     lowering: Lowering = "xla",
     **kwargs: Any,
 ) -> Compact:
@@ -210,10 +218,13 @@ def compact(
       strict: raise if a primitive without a rule keeps parameters from being reduced.
       round_to: keep so many dead channels that the widths of products of data and
         weights are multiples of it; `kept_zeros` lists them, and `summary` counts them.
-      lowering: how what is left is computed, see `sslx.tune`. `"xla"` leaves it to XLA;
-        `"rule"` and `"measure"` choose a form for every convolution and leave out zero
-        columns of its kernel (`Compact.lowered`). `jax.jit(small.apply,
-        compiler_options=small.compiler_options)` is what was chosen as a whole.
+        None leaves that to `lowering`.
+      lowering: how what is left is computed. `"xla"` leaves it to XLA. `"rule"` takes
+        forms, widths and compiler options by rules for CPUs (`sslx.tune`,
+        `sslx.lowering.rule_width`). `"measure"` times forms, and then whole networks
+        with several widths and alignments, all widths as they were among them, and
+        keeps the fastest. Both leave out zero columns of kernels (`Compact.lowered`).
+        `jax.jit(small.apply, compiler_options=small.compiler_options)` runs it.
       **kwargs: more of the call; leaves that are not arrays are static.
 
     Returns:
@@ -227,7 +238,7 @@ def compact(
       >>> small = sslx.compact(model.apply, variables, x, train=False)
       >>> y = jax.jit(small.apply)(small.variables, x)
     """
-    if round_to < 1:
+    if round_to is not None and round_to < 1:
         raise ValueError(f"round_to: got {round_to}, expected at least 1")
     leaves, treedef = flatten(variables)
     leaves = {path: as_jax(leaf) for path, leaf in leaves.items()}
@@ -236,10 +247,30 @@ def compact(
     dtypes = [x.dtype for x in leaves.values()]
     traced = trace_call(fn, variables, identity, dtypes, call)
     zeros = given_zeros(leaves, masks) if masks is not None else zeros_of(leaves)
-    live = Liveness(traced.program, fold=constants == "fold")
-    widths = None if round_to == 1 else lambda kept: -(-kept // round_to) * round_to
-    zeros = fixed_point(live, traced, leaves, zeros, alignment, masks is None, widths)
-    params = traced.program.inputs[: len(leaves)]
+
+    def reduced(alignment: Alignment, widths: Widths | None) -> Compact:
+        live = Liveness(traced.program, fold=constants == "fold")
+        look = masks is None
+        found = fixed_point(live, traced, leaves, zeros, alignment, look, widths)
+        return _reduced(fn, treedef, live, leaves, found, call, strict)
+
+    if lowering == "measure":
+        ways = [reduced(*way) for way in _ways(alignment, round_to)]
+        return _fastest(ways, args, kwargs)
+    small = reduced(alignment, _widths(round_to, lowering))
+    return small.lowered(*args, lowering=lowering, **kwargs)
+
+
+def _reduced(
+    fn: Callable[..., Any],
+    treedef: Any,
+    live: Liveness,
+    leaves: Mapping[str, Any],
+    zeros: Mapping[str, Masks],
+    call: Call,
+    strict: bool,
+) -> Compact:
+    params = live.program.inputs[: len(leaves)]
     held = held_back(live, dict(zip(params, leaves, strict=True)))
     if strict and held:
         raise ValueError(
@@ -251,10 +282,47 @@ def compact(
     small = {p: plan.leaves[p].shrink(x) for p, x in leaves.items()}
     example = call._replace(arrays=tuple(struct(x) for x in call.arrays))
     kept = kept_zeros(live, list(zip(params, leaves, zeros.values(), strict=True)))
-    reduced = Compact(
+    return Compact(
         fn, unflatten(treedef, small), plan, folded, held, kept, example, live.fold
     )
-    return reduced.lowered(*args, lowering=lowering, **kwargs)
+
+
+# Lowering.
+
+
+def _widths(round_to: int | None, lowering: Lowering) -> Widths | None:
+    if round_to is None:
+        on_cpu = jax.default_backend() == "cpu"
+        return rule_width if lowering == "rule" and on_cpu else None
+    return None if round_to == 1 else lambda kept: -(-kept // round_to) * round_to
+
+
+def _ways(
+    alignment: Alignment, round_to: int | None
+) -> list[tuple[Alignment, Widths | None]]:
+    """Alignments and widths that a measurement compares."""
+    if round_to is not None:
+        widths = [_widths(round_to, "measure")]
+    else:
+        widths = [None, rule_width, lambda kept: sys.maxsize]
+    ways: list[tuple[Alignment, Widths | None]] = [(alignment, w) for w in widths]
+    if alignment == "auto":
+        ways += [("align", widths[0]), ("scatter", widths[0])]
+    return ways
+
+
+def _fastest(ways: list[Compact], args: Any, kwargs: Any) -> Compact:
+    distinct = list({repr(w.plan): w for w in reversed(ways)}.values())
+    tuned = [way.lowered(*args, lowering="measure", **kwargs) for way in distinct]
+    if len(tuned) == 1:
+        return tuned[0]
+    programs = {
+        str(k): (way.tuned, take_apart((way.variables, *args), kwargs))
+        for k, way in enumerate(tuned)
+        if way.tuned is not None
+    }
+    seconds = program_seconds(programs)
+    return tuned[int(min(seconds, key=seconds.__getitem__))]
 
 
 # Analysis.

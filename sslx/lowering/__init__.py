@@ -9,11 +9,13 @@ from sslx.lowering._forms import run as run
 from sslx.lowering._measure import Cache as Cache
 from sslx.lowering._rule import candidates as candidates
 from sslx.lowering._rule import rule as rule
+from sslx.lowering._rule import rule_width as rule_width
 from sslx.lowering._tune import Choice as Choice
 from sslx.lowering._tune import Lowering as Lowering
 from sslx.lowering._tune import Tuned as Tuned
 from sslx.lowering._tune import by_rule as by_rule
 from sslx.lowering._tune import nonzero_of as nonzero_of
 from sslx.lowering._tune import option_sets as option_sets
+from sslx.lowering._tune import program_seconds as program_seconds
 from sslx.lowering._tune import tune as tune
 from sslx.lowering._tune import tune_sparse as tune_sparse

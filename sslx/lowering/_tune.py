@@ -296,16 +296,20 @@ def _measured(
         ): name
         for name, way in ways.items()
     }
-    arrays = [_concrete(x) for x in call.arrays]
-    args, kwargs = call.rebuild(arrays)
-    calls = {
-        name: functools.partial(ways[name], *args, **kwargs)
-        for name in distinct.values()
-    }
-    times = latency(calls, repeats=9, warmup=2)
-    seconds = {name: times[name].median for name in calls}
+    programs = {name: (ways[name], call) for name in distinct.values()}
+    seconds = program_seconds(programs)
     best = min(seconds, key=seconds.__getitem__)
     return dataclasses.replace(ways[best], programs=seconds)
+
+
+def program_seconds(programs: Mapping[str, tuple[Tuned, Call]]) -> dict[str, float]:
+    """Seconds of whole calls, side by side; arrays given as shapes are zeros."""
+    calls = {}
+    for name, (tuned, call) in programs.items():
+        args, kwargs = call.rebuild([_concrete(x) for x in call.arrays])
+        calls[name] = functools.partial(tuned, *args, **kwargs)
+    times = latency(calls, repeats=9, warmup=2)
+    return {name: times[name].median for name in calls}
 
 
 def _choices(
