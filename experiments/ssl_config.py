@@ -57,6 +57,8 @@ class Config:
     """Batch sizes to time."""
     benchmark_repeats: int = 30
     """Rounds of the timing, dense and compact side by side in each."""
+    benchmark_lowering: Literal["xla", "rule", "measure"] = "rule"
+    """How convolutions of both are computed, see sslx.tune; measure takes minutes."""
 
     def ranges(self) -> dict[str, tuple[float, float]]:
         """Option -> smallest and largest value."""
@@ -91,7 +93,7 @@ def fields(
         sparse,
         (),
         ("finetune_epochs", "finetune_learning_rate"),
-        ("benchmark_batches", "benchmark_repeats"),
+        ("benchmark_batches", "benchmark_repeats", "benchmark_lowering"),
     )
     sums = itertools.accumulate(own)
     return {**dict(zip(stages, sums, strict=False)), stages[-1]: ()}

@@ -266,23 +266,37 @@ def finetune(context: Context) -> dict[str, Any]:
 
 
 def benchmark(context: Context) -> dict[str, Any]:
-    """Dense against compact, same compiler options, interleaved, several batches."""
+    """Dense against compact, interleaved, several batches.
+
+    Both are lowered in the same way, the compact network's widths with it; both are
+    timed as XLA takes them by itself too.
+    """
     timings = {}
-    dense = jax.jit(context.model.apply)
-    small = jax.jit(context.small.apply)
+    apply, lowering = context.model.apply, context.config.benchmark_lowering
+    whole = context.small.expand(context.tuned)
     for batch in context.config.benchmark_batches:
         images = context.images(batch)
+        dense = sslx.tune(apply, context.trained, images, lowering=lowering)
+        small = sslx.compact(apply, whole, images, lowering=lowering)
+        calls = {
+            "dense": (dense.apply, context.trained, dense.compiler_options),
+            "compact": (small.apply, small.variables, small.compiler_options),
+            "dense, XLA alone": (apply, context.trained, {}),
+            "compact, XLA alone": (context.small.apply, context.tuned, {}),
+        }
         found = measure.latency(
             {
-                "dense": functools.partial(dense, context.trained, images),
-                "compact": functools.partial(small, context.tuned, images),
+                name: functools.partial(
+                    jax.jit(fn, compiler_options=dict(options)), variables, images
+                )
+                for name, (fn, variables, options) in calls.items()
             },
             repeats=context.config.benchmark_repeats,
             control=True,
         )
         timings[str(batch)] = found.as_dict()
         print(f"batch {batch}\n{found}")
-    return {"latency": timings}
+    return {"latency": timings, "lowering": lowering}
 
 
 def report(context: Context) -> dict[str, Any]:

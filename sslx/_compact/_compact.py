@@ -301,14 +301,14 @@ def _ways(
     alignment: Alignment, round_to: int | None
 ) -> list[tuple[Alignment, Widths | None]]:
     """Alignments and widths that a measurement compares."""
+    widths: list[Widths | None] = [None, rule_width, lambda kept: sys.maxsize]
     if round_to is not None:
         widths = [_widths(round_to, "measure")]
-    else:
-        widths = [None, rule_width, lambda kept: sys.maxsize]
-    ways: list[tuple[Alignment, Widths | None]] = [(alignment, w) for w in widths]
+    alignments: list[Alignment] = [alignment]
     if alignment == "auto":
-        ways += [("align", widths[0]), ("scatter", widths[0])]
-    return ways
+        alignments += ["align", "scatter"]
+    others = [(other, widths[0]) for other in alignments[1:]]
+    return [(alignments[0], w) for w in widths] + others
 
 
 def _fastest(ways: list[Compact], args: Any, kwargs: Any) -> Compact:
