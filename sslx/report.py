@@ -264,14 +264,14 @@ def latency_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(7, 0.9 + 0.62 * len(rows) / 1.6), layout="constrained")
         axis = figure.subplots()
-        names: list[str] = []
+        names, longest = [], 1.0
         for batch in batches:
             part = [row for row in rows if row["batch"] == batch]
             reference = part[0]["median"]
             for place, row in enumerate(part):
                 centre = row["median"] / reference
                 low, high = row["q1"] / reference, row["q3"] / reference
-                y = len(names)
+                y, longest = len(names), max(longest, high)
                 color = _FAINT if place == 0 else _BLUE
                 axis.barh(y, centre, height=0.66, color=color)
                 axis.plot([low, high], [y, y], color=_INK, lw=1.4)
@@ -283,7 +283,7 @@ def latency_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axis.set_yticks(range(len(names)), names)
         axis.grid(axis="y", visible=False)
         axis.invert_yaxis()
-        axis.set_xlim(0, 1.45)
+        axis.set_xlim(0, 1.45 * longest)
         axis.set_xlabel("time relative to dense; line: quartiles")
     return figure
 

@@ -304,11 +304,11 @@ def _ways(
     widths: list[Widths | None] = [None, rule_width, lambda kept: sys.maxsize]
     if round_to is not None:
         widths = [_widths(round_to, "measure")]
-    alignments: list[Alignment] = [alignment]
-    if alignment == "auto":
-        alignments += ["align", "scatter"]
-    others = [(other, widths[0]) for other in alignments[1:]]
-    return [(alignments[0], w) for w in widths] + others
+    others: tuple[Alignment, ...] = ("align", "scatter") if alignment == "auto" else ()
+    ways: list[tuple[Alignment, Widths | None]] = [(alignment, w) for w in widths]
+    for other in others:
+        ways.append((other, widths[0]))
+    return ways
 
 
 def _fastest(ways: list[Compact], args: Any, kwargs: Any) -> Compact:
