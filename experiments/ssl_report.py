@@ -165,9 +165,9 @@ def page_content(record: dict[str, Any], figures: dict[str, Any]) -> dict[str, A
         report.Section("Layers", "", figures["widths"], _layer_rows(record)),
         report.Section(
             "Speed",
-            "Timed side by side, end to end. Dense and compact are lowered and compiled "
-            "in the same way (sslx.tune); XLA alone is plain jax.jit. The control is the "
-            "dense network against itself.",
+            "Timed side by side, end to end. Dense and compact are lowered and "
+            "compiled in the same way (sslx.tune); XLA alone is plain jax.jit. The "
+            "control is the dense network against itself.",
             figures["latency"],
             _speed_rows(rows),
         ),
