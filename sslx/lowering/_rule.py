@@ -2,11 +2,14 @@
 
 import math
 
+import jax.numpy as jnp
+
 from sslx.lowering import _forms
 from sslx.lowering._conv import Conv
 from sslx.lowering._forms import XLA, Form, Kind
 
 _CHUNK_BYTES = 2 << 20
+_MOST_BYTES = 1 << 29
 _DENSE: tuple[Kind, ...] = ("xla", "im2col", "dot")
 _GATHERS: tuple[Kind, ...] = ("gather", "gather_columns")
 _INNER: tuple[Kind, ...] = ("crop", "union", "gather", "gather_columns", "classes")
@@ -36,7 +39,21 @@ def candidates(conv: Conv) -> list[Form]:
         found += [
             Form(kind, chunk) for kind in _GATHERS for chunk in (0, *chunks(conv))
         ]
-    return [form for form in dict.fromkeys(found) if not _forms.applies(form, conv)]
+    return [
+        form
+        for form in dict.fromkeys(found)
+        if not _forms.applies(form, conv) and _patch_bytes(form, conv) <= _MOST_BYTES
+    ]
+
+
+def _patch_bytes(form: Form, conv: Conv) -> int:
+    """Size of what a form writes down before it multiplies."""
+    if {"im2col", *_GATHERS}.isdisjoint((form.kind, form.inner)):
+        return 0
+    dense = "im2col" in (form.kind, form.inner)
+    columns = conv.mask.size if dense else int(conv.mask.sum())
+    images = form.chunk or conv.lhs[0]
+    return columns * math.prod(conv.out) * images * jnp.dtype(conv.result).itemsize
 
 
 def rule(conv: Conv) -> Form:
