@@ -1,7 +1,6 @@
 """`compact`: dead-code elimination, one channel at a time, on the jaxpr."""
 
 import dataclasses
-import functools
 import math
 import os
 import sys
@@ -9,33 +8,26 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from sslx._calls import Call, as_jax, on_host, struct, take_apart
+from sslx._calls import Call, as_jax, struct, take_apart
 from sslx._compact import _summary
-from sslx._compact._plan import LeafPlan, Plan, expand_plan
-from sslx._compact._tracing import Traced, trace_call, whole_leaf
-from sslx._compact._zeros import given_zeros, leaf_zeros, zeros_of
+from sslx._compact._analysis import Folded, fixed_point, planned
+from sslx._compact._evaluation import checked, overlay, run
+from sslx._compact._plan import Plan, expand_plan
+from sslx._compact._tracing import trace_call, whole_leaf
+from sslx._compact._zeros import given_zeros, zeros_of
 from sslx._groups import flatten, unflatten
 from sslx.graph import (
     Alignment,
-    Facts,
     Held,
     KeptZeros,
     Liveness,
     Masks,
-    Program,
-    Rewriter,
-    Value,
     Widths,
-    full,
     held_back,
     kept_zeros,
-    require_constants,
-    round_up,
-    settle,
 )
 from sslx.lowering import (
     Lowering,
@@ -47,20 +39,6 @@ from sslx.lowering import (
 )
 
 Constants = Literal["fold", "keep"]
-_ROUNDS = 100
-
-
-@dataclasses.dataclass(frozen=True)
-class Folded:
-    """Removed slices of one parameter that constants are made of.
-
-    Attributes:
-      axes: the indices along each axis; the region is their product.
-      values: the parameter there.
-    """
-
-    axes: tuple[tuple[int, ...], ...]
-    values: Any
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -109,11 +87,11 @@ class Compact:
         """
         if self.tuned is not None:
             return self.tuned.apply(variables, *args, **kwargs)
-        leaves = _checked(self.plan, variables)
+        leaves = checked(self.plan, variables)
         call = take_apart(args, kwargs)
         dtypes = [x.dtype for x in leaves.values()]
         traced = trace_call(self.fn, variables, self.plan, dtypes, call)
-        return _run(self, traced, list(leaves.values()), call)
+        return run(self, traced, list(leaves.values()), call)
 
     @property
     def compiler_options(self) -> dict[str, str]:
@@ -159,7 +137,7 @@ class Compact:
         leaves, treedef = flatten(wide)
         small, _ = flatten(variables)
         for path, folded in self.folded.items():
-            leaves[path] = _overlay(self.plan.leaves[path], folded, small[path])
+            leaves[path] = overlay(self.plan.leaves[path], folded, small[path])
         return unflatten(treedef, leaves)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -278,7 +256,7 @@ def _reduced(
             + "\n".join(f"  {h}" for h in held)
             + "\nfix: leave out strict=True to keep them, or rewrite that line"
         )
-    plan, folded = _planned(live, params, leaves, zeros)
+    plan, folded = planned(live, params, leaves, zeros)
     small = {p: plan.leaves[p].shrink(x) for p, x in leaves.items()}
     example = call._replace(arrays=tuple(struct(x) for x in call.arrays))
     kept = kept_zeros(live, list(zip(params, leaves, zeros.values(), strict=True)))
@@ -323,249 +301,3 @@ def _fastest(ways: list[Compact], args: Any, kwargs: Any) -> Compact:
     }
     seconds = program_seconds(programs)
     return tuned[int(min(seconds, key=seconds.__getitem__))]
-
-
-# Analysis.
-
-
-def fixed_point(
-    live: Liveness,
-    traced: Traced,
-    leaves: Mapping[str, Any],
-    zeros: dict[str, Masks],
-    alignment: Alignment,
-    look: bool,
-    widths: Widths | None = None,
-) -> dict[str, Masks]:
-    """Analyse until nothing new is found dead; returns the zeros used."""
-    params = traced.program.inputs[: len(leaves)]
-    outputs = [
-        (v, full(v, True))
-        for v, name in zip(traced.program.outputs, traced.state, strict=True)
-        if name is None
-    ]
-    for _ in range(_ROUNDS):
-        _analyse(live, traced.program, zeros)
-        if live.narrow():
-            continue
-        fresh = {
-            path: _restricted(live, value, leaf, zeros[path]) if look else zeros[path]
-            for (path, leaf), value in zip(leaves.items(), params, strict=True)
-        }
-        if any(not _same(fresh[p], zeros[p]) for p in zeros):
-            zeros = fresh
-        elif settle(live, alignment, outputs) or (widths and round_up(live, widths)):
-            live.widen()
-        else:
-            return zeros
-    raise RuntimeError(f"compaction found no fixed point in {_ROUNDS} rounds")
-
-
-def _analyse(live: Liveness, program: Program, zeros: Mapping[str, Masks]) -> None:
-    facts = [Facts(z, full(v, True), True, True) for z, v in _pairs(zeros, program)]
-    rest = program.inputs[len(facts) :]
-    facts += [Facts(full(v, False), full(v, False)) for v in rest]
-    live.forward(facts)
-    wanted = [full(v, True) for v in program.outputs]
-    live.backward(wanted)
-    require_constants(live, wanted)
-
-
-def _pairs(zeros: Mapping[str, Masks], program: Program) -> list[tuple[Masks, Value]]:
-    return list(zip(zeros.values(), program.inputs, strict=False))
-
-
-def _same(a: Masks, b: Masks) -> bool:
-    return all((x == y).all() for x, y in zip(a, b, strict=True))
-
-
-def _restricted(live: Liveness, value: Value, leaf: Any, old: Masks) -> Masks:
-    """Zeros among the slices anything reads; an unread leaf stays as it is."""
-    region = _region(live, value)
-    if not value.shape or region is None or all(r.all() for r in region):
-        return old
-    return [
-        z | (n & r)
-        for z, n, r in zip(old, leaf_zeros(leaf, region), region, strict=True)
-    ]
-
-
-def _region(live: Liveness, value: Value) -> Masks | None:
-    need, constant = live.need.get(value), live.constant_need.get(value)
-    if need is None or constant is None:
-        return need if constant is None else constant
-    return [n | c for n, c in zip(need, constant, strict=True)]
-
-
-def _planned(
-    live: Liveness,
-    params: list[Value],
-    leaves: Mapping[str, Any],
-    zeros: Mapping[str, Masks],
-) -> tuple[Plan, dict[str, Folded]]:
-    plans, folded = {}, {}
-    for value, (path, leaf) in zip(params, leaves.items(), strict=True):
-        shape = tuple(leaf.shape)
-        alive = live.alive(value)
-        if not all(m.any() for m in alive):
-            alive = full(value, False)
-        if not shape:
-            plans[path] = whole_leaf(shape)
-            continue
-        dead = [z & ~a for z, a in zip(zeros[path], alive, strict=True)]
-        plans[path] = LeafPlan(
-            shape,
-            tuple(None if m.all() else _ints(m) for m in alive),
-            tuple(_ints(m) if m.any() else None for m in dead),
-        )
-        constant = live.constant_need.get(value)
-        if constant is not None and not _inside(constant, alive):
-            axes = tuple(_ints(m) for m in constant)
-            if isinstance(leaf, jax.ShapeDtypeStruct):
-                values = jax.ShapeDtypeStruct(tuple(map(len, axes)), leaf.dtype)
-            else:
-                whole = np.asarray(leaf) if on_host(leaf) else leaf
-                values = np.asarray(whole[np.ix_(*axes)])
-            folded[path] = Folded(axes, values)
-    return Plan(plans), folded
-
-
-def _ints(mask: np.ndarray) -> tuple[int, ...]:
-    return tuple(np.flatnonzero(mask).tolist())
-
-
-def _inside(region: Masks, other: Masks) -> bool:
-    return all((o | ~r).all() for r, o in zip(region, other, strict=True))
-
-
-# Evaluation.
-
-
-def _checked(plan: Plan, variables: PyTree) -> dict[str, Any]:
-    leaves, _ = flatten(variables)
-    errors = [
-        f"  {path}: got shape {np.shape(leaves[path])}, expected {entry.small_shape}"
-        for path, entry in plan.leaves.items()
-        if path in leaves and np.shape(leaves[path]) != entry.small_shape
-    ]
-    errors += [f"  {path}: missing" for path in plan.leaves if path not in leaves]
-    errors += [
-        f"  {path}: not in the plan" for path in leaves if path not in plan.leaves
-    ]
-    if errors:
-        raise ValueError(
-            "the variables do not fit the plan:\n"
-            + "\n".join(errors)
-            + "\nfix: pass Compact.variables, or apply_plan(plan, full variables)"
-        )
-    return {path: as_jax(leaves[path]) for path in plan.leaves}
-
-
-def _run(self: Compact, traced: Traced, leaves: list[Any], call: Call) -> PyTree:
-    program, plan = traced.program, self.plan
-    live = Liveness(program, fold=self.fold)
-    entries = list(plan.leaves.items())
-    zeros, kept = {}, []
-    for path, leaf in entries:
-        zeros[path] = _masks(leaf, "zero")
-        kept.append(_masks(leaf, "kept"))
-    facts = [Facts(z, full(v, True), True, True) for z, v in _pairs(zeros, program)]
-    rest = program.inputs[len(facts) :]
-    facts += [Facts(full(v, False), full(v, False)) for v in rest]
-    wanted = [
-        full(v, True) if name is None else _masks(plan.leaves[name], "kept")
-        for v, name in zip(program.outputs, traced.state, strict=True)
-    ]
-    narrower = True
-    while narrower:
-        live.forward(facts)
-        live.backward(wanted)
-        require_constants(live, wanted)
-        narrower = live.narrow()
-    _check_coverage(self, live, kept)
-    carriers = [
-        functools.partial(_dense, self, path, array, live.constant_need.get(value))
-        for (path, _), array, value in zip(
-            entries, leaves, program.inputs, strict=False
-        )
-    ]
-    inputs = [
-        *zip(leaves, kept, strict=True),
-        *((x, full(v, True)) for x, v in zip(call.arrays, rest, strict=True)),
-    ]
-    outs = Rewriter(live, [*carriers, *(None for _ in rest)]).run(inputs, wanted)
-    return jax.tree_util.tree_unflatten(traced.treedef, outs)
-
-
-def _masks(leaf: LeafPlan, what: Literal["kept", "zero"]) -> Masks:
-    """The kept, or the removed zero, indices as masks."""
-    axes = leaf.kept if what == "kept" else leaf.zero
-    masks = []
-    for n, indices in zip(leaf.shape or (1,), axes or (None,), strict=True):
-        mask = np.full(n, what == "kept" and indices is None)
-        if indices is not None:
-            mask[list(indices)] = True
-        masks.append(mask)
-    return masks
-
-
-def _check_coverage(self: Compact, live: Liveness, kept: list[Masks]) -> None:
-    errors = []
-    params = live.program.inputs[: len(kept)]
-    for (path, leaf), have, value in zip(
-        self.plan.leaves.items(), kept, params, strict=True
-    ):
-        if not leaf.shape:
-            continue
-        alive = live.alive(value)
-        if all(m.any() for m in alive) and not _inside(alive, have):
-            lacking = [int((a & ~h).sum()) for a, h in zip(alive, have, strict=True)]
-            errors.append(f"  {path}: {lacking} removed slices per axis are needed")
-        constant = live.constant_need.get(value)
-        if constant is not None and not _available(self, path, constant, have):
-            errors.append(f"  {path}: constants need slices that were not folded")
-    if errors:
-        raise ValueError(
-            "this call needs more than the call given to compact:\n"
-            + "\n".join(errors)
-            + "\nfix: compact with this call (its method, mode and outputs)"
-        )
-
-
-def _available(self: Compact, path: str, region: Masks, kept: Masks) -> bool:
-    if _inside(region, kept):
-        return True
-    if path not in self.folded:
-        return False
-    axes = self.folded[path].axes
-    stash = [np.isin(np.arange(m.size), a) for m, a in zip(region, axes, strict=True)]
-    return _inside(region, stash)
-
-
-def _dense(self: Compact, path: str, small: Any, region: Masks | None) -> Any:
-    """A parameter at full size, right on the slices that constants are made of."""
-    if region is None:
-        return None
-    leaf = self.plan.leaves[path]
-    if path in self.folded:
-        if isinstance(self.folded[path].values, jax.ShapeDtypeStruct):
-            raise ValueError(
-                f"{path}: removed slices of it make constant channels, but compact got "
-                'shapes. Fix: give it arrays, or constants="keep"'
-            )
-        return _overlay(leaf, self.folded[path], small, region)
-    return leaf.expand(small)
-
-
-def _overlay(
-    leaf: LeafPlan, folded: Folded, small: Any, region: Masks | None = None
-) -> Any:
-    places = np.ix_(*folded.axes)
-    stash = np.zeros(leaf.shape, folded.values.dtype)
-    stash[places] = folded.values
-    kept = [leaf.indices(a) for a in range(len(leaf.shape))]
-    wanted = [k[m[k]] for k, m in zip(kept, region, strict=True)] if region else kept
-    if not all(k.size for k in wanted):
-        return stash
-    inverse = [np.searchsorted(k, w) for k, w in zip(kept, wanted, strict=True)]
-    return jnp.asarray(stash).at[np.ix_(*wanted)].set(small[np.ix_(*inverse)])

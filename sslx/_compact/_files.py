@@ -14,7 +14,8 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from sslx._calls import Call, take_apart
-from sslx._compact._compact import Compact, Folded
+from sslx._compact._analysis import Folded
+from sslx._compact._compact import Compact
 from sslx._compact._plan import Plan
 from sslx._groups import flatten, unflatten
 from sslx.graph import Held, KeptZeros

@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from sslx._calls import as_jax, take_apart
 from sslx._classes import GroupClass, Groups, Member
-from sslx._compact._compact import fixed_point
+from sslx._compact._analysis import fixed_point
 from sslx._compact._plan import Plan
 from sslx._compact._tracing import Traced, trace_call, whole_leaf
 from sslx._groups import flatten

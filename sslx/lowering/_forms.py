@@ -4,14 +4,16 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 
-from sslx.lowering._conv import Columns, Conv, dilated
+from sslx.lowering import _products
+from sslx.lowering._conv import Columns, Conv
+from sslx.lowering._taps import meets, take
 
 Kind = Literal[
     "xla",
@@ -144,8 +146,8 @@ def live(conv: Conv) -> Conv:
         return conv
     mask = conv.mask
     for axis in range(len(conv.window)):
-        meets = _meets(conv, axis).any(0)
-        mask = mask & meets.reshape([-1 if a == axis else 1 for a in range(mask.ndim)])
+        met = meets(conv, axis).any(0)
+        mask = mask & met.reshape([-1 if a == axis else 1 for a in range(mask.ndim)])
     return dataclasses.replace(conv, columns=Columns.of(mask))
 
 
@@ -187,7 +189,7 @@ def _union(conv: Conv, x: Array, w: Array) -> Array:
         np.any(small.mask[..., 0], axis=tuple(range(small.mask.ndim - 2)))
     )
     small = _over_channels(small, keep)
-    return small.run(_take(x, keep), _take(w[box], keep, axis=-2))
+    return small.run(take(x, keep), take(w[box], keep, axis=-2))
 
 
 def _over_channels(conv: Conv, keep: np.ndarray) -> Conv:
@@ -203,9 +205,9 @@ def _classes(conv: Conv, x: Array, w: Array) -> Array:
     total = None
     for part, keep in classes(conv):
         small, box = cropped(part)
-        xs, ws = _take(x, keep), _take(w, keep, axis=-2)[box]
+        xs, ws = take(x, keep), take(w, keep, axis=-2)[box]
         full = small.columns is None
-        out = small.run(xs, ws) if full else _gather(small, xs, ws)
+        out = small.run(xs, ws) if full else _products.gather(small, xs, ws)
         total = out if total is None else total + out
     assert total is not None
     return total
@@ -308,197 +310,15 @@ def _interleaved(outs: np.ndarray, conv: Conv) -> Array:
     return outs.item()
 
 
-# Products.
-
-
-def _dot(conv: Conv, x: Array, w: Array) -> Array:
-    limits = tuple(dilated(n, s) for n, s in zip(conv.out, conv.strides, strict=True))
-    if limits != conv.image or any(s > 1 for s in conv.strides):
-        x = jax.lax.slice(
-            x,
-            (0,) * x.ndim,
-            (x.shape[0], *limits, x.shape[-1]),
-            (1, *conv.strides, 1),
-        )
-    return _product(conv, x, w.reshape(conv.rhs[-2:]))
-
-
-def _im2col(conv: Conv, x: Array, w: Array) -> Array:
-    xp = _padded(conv, x)
-    taps = [_tap(conv, xp, k) for k in np.ndindex(*conv.window)]
-    patches = jnp.concatenate(taps, axis=-1)
-    return _product(conv, patches, w.reshape(-1, conv.rhs[-1]))
-
-
-def _gather(conv: Conv, x: Array, w: Array) -> Array:
-    xp = _padded(conv, x)
-    taps = [_take(_tap(conv, xp, k), keep) for k, keep in _kept(conv)]
-    return _product(conv, jnp.concatenate(taps, axis=-1), _kept_rows(conv, w))
-
-
-def _gather_columns(conv: Conv, x: Array, w: Array) -> Array:
-    xp = jnp.moveaxis(_padded(conv, x), -1, 0)
-    rows = []
-    for k, keep in _kept(conv):
-        start, limit, strides = _extent(conv, k)
-        tap = jax.lax.slice(
-            xp,
-            (0, 0, *start),
-            (*xp.shape[:2], *limit),
-            (1, 1, *strides),
-        )
-        rows.append(_take(tap, keep, axis=0))
-    patches = jnp.concatenate(rows, axis=0)
-    out = _contracted(conv, _kept_rows(conv, w), patches, ((0,), (0,)))
-    return jnp.moveaxis(out, 0, -1)
-
-
-def _shifted(conv: Conv, x: Array, w: Array) -> Array:
-    xp = _padded(conv, x)
-    total = None
-    for k, keep in _kept(conv):
-        part = _product(
-            conv, _take(_tap(conv, xp, k), keep), _take(w[k], keep, axis=-2)
-        )
-        total = part if total is None else total + part
-    assert total is not None
-    return total
-
-
-def _unrolled(conv: Conv, x: Array, w: Array) -> Array:
-    outs = []
-    for p in np.ndindex(*conv.out):
-        taps, entries = [], []
-        for axis, at in enumerate(p):
-            meets = np.flatnonzero(_meets(conv, axis)[at])
-            taps.append(meets)
-            first = at * conv.strides[axis] - conv.padding[axis][0]
-            entries.append(first + meets * conv.rhs_dilation[axis])
-        if not all(t.size for t in taps):
-            outs.append(jnp.zeros((conv.lhs[0], conv.rhs[-1]), conv.result))
-            continue
-        xs = x[(slice(None), *map(_as_slice, entries))]
-        ws = w[tuple(map(_as_slice, taps))]
-        axes = tuple(range(1, xs.ndim))
-        outs.append(_contracted(conv, xs, ws, (axes, tuple(a - 1 for a in axes))))
-    out = jnp.stack(outs, axis=1)
-    return out.reshape(conv.lhs[0], *conv.out, conv.rhs[-1])
-
-
-def _depthwise(conv: Conv, x: Array, w: Array) -> Array:
-    xp = _padded(conv, x)
-    times = conv.rhs[-1] // conv.lhs[-1]
-    total = None
-    for k in np.ndindex(*conv.window):
-        if not conv.mask[k].any():
-            continue
-        tap = _tap(conv, xp, k)
-        tap = jnp.repeat(tap, times, axis=-1) if times > 1 else tap
-        part = tap.astype(conv.result) * jnp.broadcast_to(
-            w[k].reshape(-1).astype(conv.result), tap.shape
-        )
-        total = part if total is None else total + part
-    assert total is not None
-    return total
-
-
 _FORMS: dict[str, Callable[[Conv, Array, Array], Array]] = {
     "crop": _crop,
     "union": _union,
     "classes": _classes,
-    "dot": _dot,
-    "im2col": _im2col,
-    "gather": _gather,
-    "gather_columns": _gather_columns,
-    "shifted": _shifted,
-    "unrolled": _unrolled,
-    "depthwise": _depthwise,
+    "dot": _products.dot,
+    "im2col": _products.im2col,
+    "gather": _products.gather,
+    "gather_columns": _products.gather_columns,
+    "shifted": _products.shifted,
+    "unrolled": _products.unrolled,
+    "depthwise": _products.depthwise,
 }
-
-
-# Taps.
-
-
-def _padded(conv: Conv, x: Array) -> Array:
-    config = [(0, 0, 0), *((low, high, 0) for low, high in conv.padding), (0, 0, 0)]
-    if all(low == high == 0 for low, high, _ in config):
-        return x
-    return jax.lax.pad(x, jnp.zeros((), x.dtype), config)
-
-
-def _extent(
-    conv: Conv, k: tuple[int, ...]
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Start, limit and strides of a tap in the padded input."""
-    start = tuple(i * d for i, d in zip(k, conv.rhs_dilation, strict=True))
-    limit = tuple(
-        a + dilated(n, s) for a, n, s in zip(start, conv.out, conv.strides, strict=True)
-    )
-    return start, limit, conv.strides
-
-
-def _tap(conv: Conv, xp: Array, k: tuple[int, ...]) -> Array:
-    """What one tap reads: the shape of the output, with the input's channels."""
-    start, limit, strides = _extent(conv, k)
-    return jax.lax.slice(
-        xp,
-        (0, *start, 0),
-        (xp.shape[0], *limit, xp.shape[-1]),
-        (1, *strides, 1),
-    )
-
-
-def _kept(conv: Conv) -> list[tuple[tuple[int, ...], np.ndarray]]:
-    """Taps with the channels they keep."""
-    mask = conv.mask[..., 0]
-    return [
-        (k, np.flatnonzero(mask[k])) for k in np.ndindex(*conv.window) if mask[k].any()
-    ]
-
-
-def _kept_rows(conv: Conv, w: Array) -> Array:
-    keep = np.flatnonzero(conv.mask[..., 0])
-    return _take(w.reshape(-1, conv.rhs[-1]), keep, axis=0)
-
-
-def _meets(conv: Conv, axis: int) -> Bool[np.ndarray, "positions taps"]:
-    """Whether a tap meets the image, rather than padding, at an output position."""
-    positions = np.arange(conv.out[axis]) * conv.strides[axis]
-    taps = np.arange(conv.window[axis]) * conv.rhs_dilation[axis]
-    entry = positions[:, None] + taps - conv.padding[axis][0]
-    return (entry >= 0) & (entry < conv.image[axis])
-
-
-def _as_slice(indices: np.ndarray) -> slice:
-    step = int(indices[1] - indices[0]) if indices.size > 1 else 1
-    return slice(int(indices[0]), int(indices[-1]) + 1, step)
-
-
-def _take(array: Array, keep: np.ndarray, axis: int = -1) -> Array:
-    if keep.size == array.shape[axis]:
-        return array
-    first, last = int(keep[0]), int(keep[-1])
-    if last - first + 1 == keep.size:
-        return jax.lax.slice_in_dim(array, first, last + 1, axis=axis % array.ndim)
-    return jnp.take(
-        array,
-        keep,
-        axis=axis,
-        mode="clip",
-        unique_indices=True,
-        indices_are_sorted=True,
-    )
-
-
-def _product(conv: Conv, x: Array, w: Array) -> Array:
-    return _contracted(conv, x, w, ((x.ndim - 1,), (0,)))
-
-
-def _contracted(conv: Conv, x: Array, w: Array, axes: Any) -> Array:
-    return jax.lax.dot_general(
-        x,
-        w,
-        (axes, ((), ())),
-        precision=conv.precision,
-        preferred_element_type=jnp.dtype(conv.result),
-    )

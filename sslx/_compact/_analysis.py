@@ -1,0 +1,151 @@
+"""The fixed point of liveness, and the plan that follows from it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from sslx._calls import on_host
+from sslx._compact._plan import LeafPlan, Plan
+from sslx._compact._tracing import Traced, whole_leaf
+from sslx._compact._zeros import leaf_zeros
+from sslx.graph import (
+    Alignment,
+    Facts,
+    Liveness,
+    Masks,
+    Program,
+    Value,
+    Widths,
+    full,
+    require_constants,
+    round_up,
+    settle,
+)
+
+_ROUNDS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Folded:
+    """Removed slices of one parameter that constants are made of.
+
+    Attributes:
+      axes: the indices along each axis; the region is their product.
+      values: the parameter there.
+    """
+
+    axes: tuple[tuple[int, ...], ...]
+    values: Any
+
+
+def fixed_point(
+    live: Liveness,
+    traced: Traced,
+    leaves: Mapping[str, Any],
+    zeros: dict[str, Masks],
+    alignment: Alignment,
+    look: bool,
+    widths: Widths | None = None,
+) -> dict[str, Masks]:
+    """Analyse until nothing new is found dead; returns the zeros used."""
+    params = traced.program.inputs[: len(leaves)]
+    outputs = [
+        (v, full(v, True))
+        for v, name in zip(traced.program.outputs, traced.state, strict=True)
+        if name is None
+    ]
+    for _ in range(_ROUNDS):
+        _analyse(live, traced.program, zeros)
+        if live.narrow():
+            continue
+        fresh = {
+            path: _restricted(live, value, leaf, zeros[path]) if look else zeros[path]
+            for (path, leaf), value in zip(leaves.items(), params, strict=True)
+        }
+        if any(not _same(fresh[p], zeros[p]) for p in zeros):
+            zeros = fresh
+        elif settle(live, alignment, outputs) or (widths and round_up(live, widths)):
+            live.widen()
+        else:
+            return zeros
+    raise RuntimeError(f"compaction found no fixed point in {_ROUNDS} rounds")
+
+
+def _analyse(live: Liveness, program: Program, zeros: Mapping[str, Masks]) -> None:
+    facts = [Facts(z, full(v, True), True, True) for z, v in pairs(zeros, program)]
+    rest = program.inputs[len(facts) :]
+    facts += [Facts(full(v, False), full(v, False)) for v in rest]
+    live.forward(facts)
+    wanted = [full(v, True) for v in program.outputs]
+    live.backward(wanted)
+    require_constants(live, wanted)
+
+
+def pairs(zeros: Mapping[str, Masks], program: Program) -> list[tuple[Masks, Value]]:
+    return list(zip(zeros.values(), program.inputs, strict=False))
+
+
+def _same(a: Masks, b: Masks) -> bool:
+    return all((x == y).all() for x, y in zip(a, b, strict=True))
+
+
+def _restricted(live: Liveness, value: Value, leaf: Any, old: Masks) -> Masks:
+    """Zeros among the slices anything reads; an unread leaf stays as it is."""
+    region = _region(live, value)
+    if not value.shape or region is None or all(r.all() for r in region):
+        return old
+    return [
+        z | (n & r)
+        for z, n, r in zip(old, leaf_zeros(leaf, region), region, strict=True)
+    ]
+
+
+def _region(live: Liveness, value: Value) -> Masks | None:
+    need, constant = live.need.get(value), live.constant_need.get(value)
+    if need is None or constant is None:
+        return need if constant is None else constant
+    return [n | c for n, c in zip(need, constant, strict=True)]
+
+
+def planned(
+    live: Liveness,
+    params: list[Value],
+    leaves: Mapping[str, Any],
+    zeros: Mapping[str, Masks],
+) -> tuple[Plan, dict[str, Folded]]:
+    plans, folded = {}, {}
+    for value, (path, leaf) in zip(params, leaves.items(), strict=True):
+        shape = tuple(leaf.shape)
+        alive = live.alive(value)
+        if not all(m.any() for m in alive):
+            alive = full(value, False)
+        if not shape:
+            plans[path] = whole_leaf(shape)
+            continue
+        dead = [z & ~a for z, a in zip(zeros[path], alive, strict=True)]
+        plans[path] = LeafPlan(
+            shape,
+            tuple(None if m.all() else _ints(m) for m in alive),
+            tuple(_ints(m) if m.any() else None for m in dead),
+        )
+        constant = live.constant_need.get(value)
+        if constant is not None and not inside(constant, alive):
+            axes = tuple(_ints(m) for m in constant)
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                values = jax.ShapeDtypeStruct(tuple(map(len, axes)), leaf.dtype)
+            else:
+                whole = np.asarray(leaf) if on_host(leaf) else leaf
+                values = np.asarray(whole[np.ix_(*axes)])
+            folded[path] = Folded(axes, values)
+    return Plan(plans), folded
+
+
+def _ints(mask: np.ndarray) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(mask).tolist())
+
+
+def inside(region: Masks, other: Masks) -> bool:
+    return all((o | ~r).all() for r, o in zip(region, other, strict=True))

@@ -1,0 +1,150 @@
+"""A call of a compact function: the traced program over its alive slices."""
+
+import functools
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from sslx._calls import Call, as_jax
+from sslx._compact._analysis import Folded, inside, pairs
+from sslx._compact._plan import LeafPlan, Plan
+from sslx._compact._tracing import Traced
+from sslx._groups import flatten
+from sslx.graph import Facts, Liveness, Masks, Rewriter, full, require_constants
+
+if TYPE_CHECKING:
+    from sslx._compact._compact import Compact
+
+
+def checked(plan: Plan, variables: PyTree) -> dict[str, Any]:
+    leaves, _ = flatten(variables)
+    errors = [
+        f"  {path}: got shape {np.shape(leaves[path])}, expected {entry.small_shape}"
+        for path, entry in plan.leaves.items()
+        if path in leaves and np.shape(leaves[path]) != entry.small_shape
+    ]
+    errors += [f"  {path}: missing" for path in plan.leaves if path not in leaves]
+    errors += [
+        f"  {path}: not in the plan" for path in leaves if path not in plan.leaves
+    ]
+    if errors:
+        raise ValueError(
+            "the variables do not fit the plan:\n"
+            + "\n".join(errors)
+            + "\nfix: pass Compact.variables, or apply_plan(plan, full variables)"
+        )
+    return {path: as_jax(leaves[path]) for path in plan.leaves}
+
+
+def run(self: "Compact", traced: Traced, leaves: list[Any], call: Call) -> PyTree:
+    """What the function returns, computed on the alive slices."""
+    program, plan = traced.program, self.plan
+    live = Liveness(program, fold=self.fold)
+    entries = list(plan.leaves.items())
+    zeros, kept = {}, []
+    for path, leaf in entries:
+        zeros[path] = _masks(leaf, "zero")
+        kept.append(_masks(leaf, "kept"))
+    facts = [Facts(z, full(v, True), True, True) for z, v in pairs(zeros, program)]
+    rest = program.inputs[len(facts) :]
+    facts += [Facts(full(v, False), full(v, False)) for v in rest]
+    wanted = [
+        full(v, True) if name is None else _masks(plan.leaves[name], "kept")
+        for v, name in zip(program.outputs, traced.state, strict=True)
+    ]
+    narrower = True
+    while narrower:
+        live.forward(facts)
+        live.backward(wanted)
+        require_constants(live, wanted)
+        narrower = live.narrow()
+    _check_coverage(self, live, kept)
+    carriers = [
+        functools.partial(_dense, self, path, array, live.constant_need.get(value))
+        for (path, _), array, value in zip(
+            entries, leaves, program.inputs, strict=False
+        )
+    ]
+    inputs = [
+        *zip(leaves, kept, strict=True),
+        *((x, full(v, True)) for x, v in zip(call.arrays, rest, strict=True)),
+    ]
+    outs = Rewriter(live, [*carriers, *(None for _ in rest)]).run(inputs, wanted)
+    return jax.tree_util.tree_unflatten(traced.treedef, outs)
+
+
+def _masks(leaf: LeafPlan, what: Literal["kept", "zero"]) -> Masks:
+    """The kept, or the removed zero, indices as masks."""
+    axes = leaf.kept if what == "kept" else leaf.zero
+    masks = []
+    for n, indices in zip(leaf.shape or (1,), axes or (None,), strict=True):
+        mask = np.full(n, what == "kept" and indices is None)
+        if indices is not None:
+            mask[list(indices)] = True
+        masks.append(mask)
+    return masks
+
+
+def _check_coverage(self: "Compact", live: Liveness, kept: list[Masks]) -> None:
+    errors = []
+    params = live.program.inputs[: len(kept)]
+    for (path, leaf), have, value in zip(
+        self.plan.leaves.items(), kept, params, strict=True
+    ):
+        if not leaf.shape:
+            continue
+        alive = live.alive(value)
+        if all(m.any() for m in alive) and not inside(alive, have):
+            lacking = [int((a & ~h).sum()) for a, h in zip(alive, have, strict=True)]
+            errors.append(f"  {path}: {lacking} removed slices per axis are needed")
+        constant = live.constant_need.get(value)
+        if constant is not None and not _available(self, path, constant, have):
+            errors.append(f"  {path}: constants need slices that were not folded")
+    if errors:
+        raise ValueError(
+            "this call needs more than the call given to compact:\n"
+            + "\n".join(errors)
+            + "\nfix: compact with this call (its method, mode and outputs)"
+        )
+
+
+def _available(self: "Compact", path: str, region: Masks, kept: Masks) -> bool:
+    if inside(region, kept):
+        return True
+    if path not in self.folded:
+        return False
+    axes = self.folded[path].axes
+    stash = [np.isin(np.arange(m.size), a) for m, a in zip(region, axes, strict=True)]
+    return inside(region, stash)
+
+
+def _dense(self: "Compact", path: str, small: Any, region: Masks | None) -> Any:
+    """A parameter at full size, right on the slices that constants are made of."""
+    if region is None:
+        return None
+    leaf = self.plan.leaves[path]
+    if path in self.folded:
+        if isinstance(self.folded[path].values, jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"{path}: removed slices of it make constant channels, but compact got "
+                'shapes. Fix: give it arrays, or constants="keep"'
+            )
+        return overlay(leaf, self.folded[path], small, region)
+    return leaf.expand(small)
+
+
+def overlay(
+    leaf: LeafPlan, folded: Folded, small: Any, region: Masks | None = None
+) -> Any:
+    places = np.ix_(*folded.axes)
+    stash = np.zeros(leaf.shape, folded.values.dtype)
+    stash[places] = folded.values
+    kept = [leaf.indices(a) for a in range(len(leaf.shape))]
+    wanted = [k[m[k]] for k, m in zip(kept, region, strict=True)] if region else kept
+    if not all(k.size for k in wanted):
+        return stash
+    inverse = [np.searchsorted(k, w) for k, w in zip(kept, wanted, strict=True)]
+    return jnp.asarray(stash).at[np.ix_(*wanted)].set(small[np.ix_(*inverse)])
