@@ -7,8 +7,9 @@
 
 Seen on 2 cores of a busy machine: `--data digits --preset smoke --model resnet8` takes
 4 minutes; 698 of 1,584 columns are zero at 97.66% (dense 97.32%, 299 test images).
-Zero columns make a layer smaller only where a whole input channel goes; `--structure
-coupled --block 8` removes filters.
+Zero columns make a layer smaller only where a whole input channel goes, and faster
+where the lowering leaves out the rest (sslx.tune); `--structure coupled --block 8`
+removes filters.
 
 The stages, the run folder and the report are those of `experiments.cifar_ssl`; only the
 second stage differs. The same command again continues where a killed run stopped.
