@@ -160,8 +160,8 @@ def _crop(conv: Conv, x: Array, w: Array) -> Array:
 
 
 def cropped(conv: Conv) -> tuple[Conv, tuple[slice, ...]]:
-    """The same convolution over the box of taps that count, and that box."""
-    taps = np.any(live(conv).mask, axis=(-2, -1))
+    """A live convolution over the box of its taps, and that box."""
+    taps = np.any(conv.mask, axis=(-2, -1))
     box, padding = [], []
     for axis, ((low, high), d) in enumerate(
         zip(conv.padding, conv.rhs_dilation, strict=True)

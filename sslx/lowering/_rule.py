@@ -97,9 +97,8 @@ def rule_width(kept: int) -> int:
     """How many channels to keep on a CPU where `kept` are alive.
 
     Multiples of 8, unless only one or two are above one; up to 64. XLA's convolutions
-    took up to 1.7 times as long below a multiple as at it, and widths of 11 to 15
-    about 1.25 times as long as 16 (3x3 and 5x5 kernels, images of 8 to 32 pixels, batch
-    1 and 32, two cores); one or two above a multiple, rounding gained nothing.
+    are slower just below a multiple than at it; one or two above, rounding up adds as
+    much work as it saves.
     """
     above = kept % 8
     if kept >= 64 or (above in (0, 1, 2) and kept > 8):
