@@ -27,6 +27,8 @@ KINDS = (
     "classes",
     "unrolled",
     "depthwise",
+    "paired",
+    "outer",
 )
 FORMS = [Form(kind, chunk) for kind in KINDS for chunk in (0, 2)]
 FORMS += [Form(kind, 0, inner) for kind in ("split", "phases") for inner in KINDS]

@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from sslx.lowering import _products
 from sslx.lowering._conv import Columns, Conv
+from sslx.lowering._outer import outer
 from sslx.lowering._taps import meets, take
 
 Kind = Literal[
@@ -27,6 +28,8 @@ Kind = Literal[
     "classes",
     "unrolled",
     "depthwise",
+    "paired",
+    "outer",
     "split",
     "phases",
 ]
@@ -49,12 +52,15 @@ class Form:
     | `classes` | one convolution per set of channels that keep the same taps |
     | `unrolled` | one product per output position, without taps on padding |
     | `depthwise` | one multiply-add per tap; one input channel per group |
+    | `paired` | two neighbouring positions as twice the filters of a wider kernel |
+    | `outer` | products of shifted inputs and shifted kernels; weight gradients |
     | `split` | one convolution per group of filters, by `inner` where that applies |
     | `phases` | the same per phase of a dilated input |
 
     Attributes:
       kind: as above.
-      chunk: images at a time, one after the other (`jax.lax.map`); 0 means all.
+      chunk: images at a time, one after the other (`jax.lax.map`); 0 means all. For
+        `outer`, channels at a time, which are the images of a weight gradient.
       inner: the form of the parts.
     """
 
@@ -64,7 +70,8 @@ class Form:
 
     def __str__(self) -> str:
         parts = f" of {self.inner}" if self.kind in _COMPOSED else ""
-        chunks = f", {self.chunk} images at a time" if self.chunk else ""
+        what = "channels" if self.kind == "outer" else "images"
+        chunks = f", {self.chunk} {what} at a time" if self.chunk else ""
         return f"{self.kind}{parts}{chunks}"
 
 
@@ -81,6 +88,8 @@ def run(form: Form, conv: Conv, x: Array, w: Array) -> Array:
       x: shape `conv.lhs`.
       w: shape `conv.rhs`; columns that are not in `conv.mask` count as zero.
     """
+    if form.kind == "outer":
+        return outer(conv, x, w, form.chunk)
     if not form.chunk:
         return _whole(form, conv, x, w)
     images = conv.lhs[0]
@@ -97,8 +106,9 @@ def applies(form: Form, conv: Conv) -> str | None:
         return None
     if conv.batch_groups > 1:
         return "it has groups of images"
-    if form.chunk and (conv.lhs[0] % form.chunk or form.chunk >= conv.lhs[0]):
-        return f"{conv.lhs[0]} images do not come in chunks of {form.chunk}"
+    whole = conv.lhs[-1 if form.kind == "outer" else 0]
+    if form.chunk and (whole % form.chunk or form.chunk >= whole):
+        return f"{whole} do not come in chunks of {form.chunk}"
     if form.kind == "xla":
         return None
     dilation = any(d > 1 for d in conv.lhs_dilation)
@@ -118,6 +128,8 @@ def applies(form: Form, conv: Conv) -> str | None:
         math.prod(conv.window) > 1 or any(low or high for low, high in conv.padding)
     ):
         return "the kernel has several taps, or padding"
+    if form.kind == "paired" and (conv.out[-1] % 2 or conv.rhs_dilation[-1] > 1):
+        return "the last axis has an odd length or a dilated kernel"
     if form.kind == "unrolled" and math.prod(conv.out) > _MOST_UNROLLED:
         return f"there are more than {_MOST_UNROLLED} output positions"
     return None
@@ -237,6 +249,27 @@ def groups_of(conv: Conv) -> list[Conv]:
     ]
 
 
+def _paired(conv: Conv, x: Array, w: Array) -> Array:
+    filters, stride = conv.rhs[-1], conv.strides[-1]
+    along = w.ndim - 3
+    shifted = []
+    for k in range(2):
+        config = [(0, 0, 0)] * w.ndim
+        config[along] = (k * stride, (1 - k) * stride, 0)
+        shifted.append(jax.lax.pad(w, jnp.zeros((), w.dtype), config))
+    low = conv.padding[-1][0]
+    span = (conv.out[-1] - 1) * stride + conv.window[-1]
+    wide = dataclasses.replace(
+        conv,
+        rhs=(*conv.rhs[:along], conv.rhs[along] + stride, conv.rhs[-2], 2 * filters),
+        strides=(*conv.strides[:-1], 2 * stride),
+        padding=(*conv.padding[:-1], (low, span - conv.image[-1] - low)),
+        columns=None,
+    )
+    out = wide.run(x, jnp.concatenate(shifted, axis=-1))
+    return out.reshape(conv.lhs[0], *conv.out, filters)
+
+
 def _split(conv: Conv, x: Array, w: Array, inner: Form) -> Array:
     channels, filters = conv.rhs[-2], conv.rhs[-1] // conv.groups
     outs = []
@@ -321,4 +354,5 @@ _FORMS: dict[str, Callable[[Conv, Array, Array], Array]] = {
     "shifted": _products.shifted,
     "unrolled": _products.unrolled,
     "depthwise": _products.depthwise,
+    "paired": _paired,
 }

@@ -5,10 +5,11 @@ import math
 import jax.numpy as jnp
 
 from sslx.lowering import _forms
-from sslx.lowering._conv import Conv
+from sslx.lowering._conv import Conv, dilated
 from sslx.lowering._forms import XLA, Form, Kind
 
 _CHUNK_BYTES = 2 << 20
+_FEW = 24
 _MOST_BYTES = 1 << 29
 _DENSE: tuple[Kind, ...] = ("xla", "im2col", "dot")
 _GATHERS: tuple[Kind, ...] = ("gather", "gather_columns")
@@ -83,6 +84,8 @@ def rule(conv: Conv) -> Form:
         return XLA if _forms.applies(phases, conv) else phases
     if not _forms.applies(Form("dot"), conv):
         return Form("dot")
+    if _is_gradient(conv):
+        return Form("outer", _outer_chunk(conv))
     if any(k > n for k, n in zip(conv.window, conv.image, strict=True)):
         small = math.prod(conv.out) <= 4
         return Form("unrolled" if small else "im2col")
@@ -90,7 +93,29 @@ def rule(conv: Conv) -> Form:
         if conv.mask.mean() <= 0.5:
             return Form("gather_columns", next(iter(chunks(conv)), 0))
         return Form("crop")
+    if conv.rhs[-1] <= _FEW and not _forms.applies(Form("paired"), conv):
+        return Form("paired")
     return XLA
+
+
+def _is_gradient(conv: Conv) -> bool:
+    """Whether a kernel covers half of the image or more: a weight gradient."""
+    spans = map(dilated, conv.window, conv.rhs_dilation)
+    covers = all(
+        2 * span >= n for span, n in zip(spans, conv.image, strict=True)
+    )
+    return covers and math.prod(conv.window) >= 16
+
+
+def _outer_chunk(conv: Conv) -> int:
+    """Channels at a time whose shifted inputs and kernels fit the cache."""
+    channels = conv.lhs[-1]
+    shifts = math.prod(conv.out)
+    row = (conv.lhs[0] + conv.rhs[-1]) * shifts ** (1 / len(conv.out))
+    per_channel = row * math.prod(conv.window) * 4
+    parts = [n for n in range(1, channels) if channels % n == 0]
+    fitting = [n for n in parts if n * per_channel <= _CHUNK_BYTES]
+    return fitting[-1] if fitting and per_channel * channels > _CHUNK_BYTES else 0
 
 
 def rule_width(kept: int) -> int:
