@@ -6,6 +6,7 @@
     python -m experiments.bench networks      see experiments/bench_networks.py
     python -m experiments.bench runtimes      see experiments/bench_runtimes.py
     python -m experiments.bench lowerings     see experiments/bench_lowerings.py
+    python -m experiments.bench training      see experiments/bench_training.py
 
 The first prints ratios, and an A/A control that tells how small a difference shows:
 
@@ -39,6 +40,7 @@ from experiments import (
     bench_lowerings,
     bench_networks,
     bench_runtimes,
+    bench_training,
     checkpoints,
     data,
     models,
@@ -283,6 +285,7 @@ if __name__ == "__main__":
         "networks": bench_networks.main,
         "runtimes": bench_runtimes.main,
         "lowerings": bench_lowerings.main,
+        "training": bench_training.main,
     }
     tyro.extras.subcommand_cli_from_dict(
         COMMANDS, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)

@@ -4,9 +4,10 @@
     python -m experiments.bench analysis --torch-python PYTHON
 
 Every network is given as shapes, with half of the units of every class masked out.
-Each runs in a process of its own, whose peak memory is reported too. `analysis` is
-`sslx.compact` without its tracing; `rewrite` is what tracing the compact function takes
-beyond tracing the dense one. For `--compiled` networks XLA compiles the forward pass,
+Each runs in a process of its own, whose peak memory is reported too. `trace` is
+`jax.make_jaxpr` of the dense function, JAX's caches empty; `analysis` is what
+`sslx.compact` takes beyond it, and `rewrite` is `jax.make_jaxpr` of the compact
+function after that. For `--compiled` networks XLA compiles the forward pass,
 dense and compact, in turn; `=` is a tie with the dense one against itself. With
 `--torch-python`, an interpreter that has `torch` and `torch-pruning`, Torch-Pruning
 builds its graph and halves the networks that both have.
@@ -197,13 +198,10 @@ def measure_case(name: str, rounds: int, compiled: bool) -> dict[str, Any]:
         whole, small = _seconds(
             lambda: sslx.compact(call, variables, *args, masks=masks)
         )
-        jax.clear_caches()
         rewrite, reduced = _seconds(
             lambda small=small: jax.make_jaxpr(small.apply)(small.variables, *args)
         )
-        rows.append(
-            {"trace": trace, "analysis": whole - trace, "rewrite": rewrite - trace}
-        )
+        rows.append({"trace": trace, "analysis": whole - trace, "rewrite": rewrite})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     before, after = (
         sum(x.size for x in jax.tree.leaves(v)) for v in (variables, small.variables)

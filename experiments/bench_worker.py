@@ -74,6 +74,23 @@ def torch(
     }
 
 
+def training(
+    name: str, network: str, batch: int, modes: list[str], threads: int
+) -> dict[str, Any]:
+    """Training steps of a network in PyTorch; one call `NAME MODE` each."""
+    bench_torch = importlib.import_module("experiments.bench_torch")
+    library: Any = importlib.import_module("torch")
+    library.set_num_threads(threads)
+    images = library.randn(batch, 3, 32, 32)
+    labels = library.arange(batch) % 10
+    count = 0
+    for mode in modes:
+        model = bench_torch.create(network).train()
+        count = sum(p.numel() for p in model.parameters())
+        _CALLS[f"{name} {mode}"] = bench_torch.trainer(model, images, labels, mode)
+    return {"parameters": count}
+
+
 def torch_versions() -> dict[str, Any]:
     """Of PyTorch and Torch-Pruning."""
     bench_torch = importlib.import_module("experiments.bench_torch")
@@ -111,7 +128,17 @@ def calls() -> dict[str, Any]:
     return {"names": list(_CALLS)}
 
 
-_HANDLERS = (onnxruntime, openvino, torch, torch_versions, pruning, run, output, calls)
+_HANDLERS = (
+    onnxruntime,
+    openvino,
+    torch,
+    training,
+    torch_versions,
+    pruning,
+    run,
+    output,
+    calls,
+)
 _REQUESTS: dict[str, Callable[..., dict[str, Any]]] = {
     handler.__name__: handler for handler in _HANDLERS
 }

@@ -26,6 +26,7 @@ from experiments import (
     bench_products,
     bench_rounds,
     bench_runtimes,
+    bench_training,
     bench_workers,
 )
 from experiments.bench_alexnet_cases import SHAPES, TABLE, Pattern, draw
@@ -361,6 +362,29 @@ def test_torch_networks_are_the_same_ones(name: str) -> None:
     small = sslx.compact(network.apply, zeros, x)
     kernels = jax.tree.leaves(small.variables["params"])
     assert made["after"]["parameters"] == sum(map(jnp.size, kernels))
+
+
+# training.
+
+
+def test_training_end_to_end(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    python = os.environ.get("SSLX_TORCH_PYTHON")
+    config = bench_training.Config(
+        networks=("resnet8",),
+        batch=4,
+        rounds=2,
+        torch_python=pathlib.Path(python) if python else None,
+        out=tmp_path / "record.json",
+    )
+    bench_training.main(config)
+    (case,) = json.loads((tmp_path / "record.json").read_text())["cases"]
+    names = {"sslx", "XLA alone"}
+    if python:
+        names |= {"torch eager", "torch channels-last"}
+    assert set(case["images_per_second"]) == set(case["sslx_over"]) == names
+    assert "training resnet8, batch 4" in capsys.readouterr().out
 
 
 # analysis.

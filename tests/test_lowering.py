@@ -137,6 +137,44 @@ def test_the_rule_changes_every_kind_of_call_exactly() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("image", "window", "filters", "form"),
+    [
+        (16, 3, 16, "paired"),
+        (15, 3, 16, "xla"),
+        (16, 3, 32, "xla"),
+        (8, 5, 64, "xla"),
+        (2, 3, 64, "unrolled"),
+        (1, 3, 16, "unrolled"),
+    ],
+)
+def test_the_rule_for_dense_layers(
+    image: int, window: int, filters: int, form: str
+) -> None:
+    x, w = jnp.ones((4, image, image, 8)), jnp.ones((window, window, 8, filters))
+    (choice,) = sslx.tune(layer, x, w).choices
+    assert choice.form.kind == form
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+def test_weight_gradients_are_chunked_products(strides: int) -> None:
+    with jax.enable_x64(True):
+        x = jax.random.normal(jax.random.key(0), (64, 16, 16, 8))
+        w = jax.random.normal(jax.random.key(1), (3, 3, 8, 16))
+
+        def loss(w: jax.Array) -> jax.Array:
+            numbers = ("NHWC", "HWIO", "NHWC")
+            y = jax.lax.conv_general_dilated(
+                x, w, (strides, strides), "SAME", dimension_numbers=numbers
+            )
+            return jnp.sum(jnp.tanh(y))
+
+        tuned = sslx.tune(jax.grad(loss), w)
+        assert "outer" in {choice.form.kind for choice in tuned.choices}
+        np.testing.assert_allclose(tuned(w), jax.grad(loss)(w), 1e-9)
+        assert "scan" in str(jax.make_jaxpr(tuned.apply)(w))
+
+
 def test_gradients_pass_through() -> None:
     with jax.enable_x64(True):
         variables, x = weights(jax.random.key(0)), jnp.ones((2, 6, 6, 4)) / 3

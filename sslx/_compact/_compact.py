@@ -14,9 +14,9 @@ from jaxtyping import PyTree
 from sslx._calls import Call, as_jax, struct, take_apart
 from sslx._compact import _summary
 from sslx._compact._analysis import Folded, fixed_point, planned
-from sslx._compact._evaluation import checked, overlay, run
+from sslx._compact._evaluation import Reduction, analysed, checked, overlay, reduction
 from sslx._compact._plan import Plan, expand_plan
-from sslx._compact._tracing import trace_call, whole_leaf
+from sslx._compact._tracing import Traced, Tracer, whole_leaf
 from sslx._compact._zeros import given_zeros, zeros_of
 from sslx._groups import flatten, unflatten
 from sslx.graph import (
@@ -46,7 +46,7 @@ class Compact:
     """A function and its variables, reduced to what is alive.
 
     Attributes:
-      fn: the original function.
+      tracer: traces the original function.
       variables: the reduced variables; same structure as the original ones.
       plan: the kept indices of every leaf.
       folded: removed slices that constant channels were folded from, by path.
@@ -56,9 +56,10 @@ class Compact:
         loaded from a file that could not hold it.
       fold: whether constant channels were folded.
       tuned: how `apply` computes its convolutions; None leaves them to XLA.
+      reductions: what is alive in the program that was traced last.
     """
 
-    fn: Callable[..., Any]
+    tracer: Tracer
     variables: PyTree
     plan: Plan
     folded: Mapping[str, Folded]
@@ -67,11 +68,14 @@ class Compact:
     example: Call | None
     fold: bool
     tuned: Tuned | None = None
+    reductions: dict[Traced, Reduction] = dataclasses.field(
+        default_factory=dict, compare=False
+    )
 
     def apply(self, variables: PyTree, *args: Any, **kwargs: Any) -> PyTree:
         """What `fn(full variables, *args, **kwargs)` returns.
 
-        The function is traced again for every new shape or setting, so wrap it in
+        The function is traced for every new shape or setting, so wrap it in
         `jax.jit`. An output leaf whose path ends with the path of a variable of the
         same shape is that variable's new value (such as Flax's mutable collections) and
         comes back in the reduced shape.
@@ -90,8 +94,16 @@ class Compact:
         leaves = checked(self.plan, variables)
         call = take_apart(args, kwargs)
         dtypes = [x.dtype for x in leaves.values()]
-        traced = trace_call(self.fn, variables, self.plan, dtypes, call)
-        return run(self, traced, list(leaves.values()), call)
+        traced = self.tracer(variables, self.plan, dtypes, call)
+        if traced not in self.reductions:
+            self.reductions.clear()
+            self.reductions[traced] = reduction(self, traced)
+        return self.reductions[traced].run(self, list(leaves.values()), call)
+
+    @property
+    def fn(self) -> Callable[..., Any]:
+        """The original function."""
+        return self.tracer.fn
 
     @property
     def compiler_options(self) -> dict[str, str]:
@@ -223,14 +235,15 @@ def compact(
     call = take_apart(args, kwargs)
     identity = Plan({p: whole_leaf(np.shape(x)) for p, x in leaves.items()})
     dtypes = [x.dtype for x in leaves.values()]
-    traced = trace_call(fn, variables, identity, dtypes, call)
+    tracer = Tracer(fn)
+    traced = tracer(variables, identity, dtypes, call)
     zeros = given_zeros(leaves, masks) if masks is not None else zeros_of(leaves)
 
     def reduced(alignment: Alignment, widths: Widths | None) -> Compact:
         live = Liveness(traced.program, fold=constants == "fold")
         look = masks is None
         found = fixed_point(live, traced, leaves, zeros, alignment, look, widths)
-        return _reduced(fn, treedef, live, leaves, found, call, strict)
+        return _reduced(tracer, treedef, traced, live, leaves, found, call, strict)
 
     if lowering == "measure":
         ways = [reduced(*way) for way in _ways(alignment, round_to)]
@@ -240,8 +253,9 @@ def compact(
 
 
 def _reduced(
-    fn: Callable[..., Any],
+    tracer: Tracer,
     treedef: Any,
+    traced: Traced,
     live: Liveness,
     leaves: Mapping[str, Any],
     zeros: Mapping[str, Masks],
@@ -260,8 +274,17 @@ def _reduced(
     small = {p: plan.leaves[p].shrink(x) for p, x in leaves.items()}
     example = call._replace(arrays=tuple(struct(x) for x in call.arrays))
     kept = kept_zeros(live, list(zip(params, leaves, zeros.values(), strict=True)))
+    reduced = analysed(traced, live, plan)
     return Compact(
-        fn, unflatten(treedef, small), plan, folded, held, kept, example, live.fold
+        tracer,
+        unflatten(treedef, small),
+        plan,
+        folded,
+        held,
+        kept,
+        example,
+        live.fold,
+        reductions={} if reduced is None else {traced: reduced},
     )
 
 

@@ -1,5 +1,6 @@
 """A call of a compact function: the traced program over its alive slices."""
 
+import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,13 +40,61 @@ def checked(plan: Plan, variables: PyTree) -> dict[str, Any]:
     return {path: as_jax(leaves[path]) for path in plan.leaves}
 
 
-def run(self: "Compact", traced: Traced, leaves: list[Any], call: Call) -> PyTree:
-    """What the function returns, computed on the alive slices."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reduction:
+    """A program and what of it is alive.
+
+    Attributes:
+      traced: the program.
+      live: what is alive.
+      kept: per variable, the slices that are there.
+      wanted: per output, the slices to return.
+    """
+
+    traced: Traced
+    live: Liveness
+    kept: list[Masks]
+    wanted: list[Masks]
+
+    def run(self, compact: "Compact", leaves: list[Any], call: Call) -> PyTree:
+        """What the function returns, computed on the alive slices."""
+        program = self.traced.program
+        carriers = [
+            functools.partial(
+                _dense, compact, path, array, self.live.constant_need.get(value)
+            )
+            for path, array, value in zip(
+                compact.plan.leaves, leaves, program.inputs, strict=False
+            )
+        ]
+        rest = program.inputs[len(leaves) :]
+        inputs = [
+            *zip(leaves, self.kept, strict=True),
+            *((x, full(v, True)) for x, v in zip(call.arrays, rest, strict=True)),
+        ]
+        rewriter = Rewriter(self.live, [*carriers, *(None for _ in rest)])
+        outs = rewriter.run(inputs, self.wanted)
+        return jax.tree_util.tree_unflatten(self.traced.treedef, outs)
+
+
+def analysed(traced: Traced, live: Liveness, plan: Plan) -> Reduction | None:
+    """The reduction that the analysis of `compact` has already made.
+
+    None if the program returns new variables, of which less is wanted than was there.
+    """
+    if any(name is not None for name in traced.state):
+        return None
+    kept = [_masks(leaf, "kept") for leaf in plan.leaves.values()]
+    wanted = [full(v, True) for v in traced.program.outputs]
+    return Reduction(traced, live, kept, wanted)
+
+
+def reduction(self: "Compact", traced: Traced) -> Reduction:
+    """What is alive in a program whose variables are reduced by the plan."""
     program, plan = traced.program, self.plan
     live = Liveness(program, fold=self.fold)
-    entries = list(plan.leaves.items())
     zeros, kept = {}, []
-    for path, leaf in entries:
+    for path, leaf in plan.leaves.items():
         zeros[path] = _masks(leaf, "zero")
         kept.append(_masks(leaf, "kept"))
     facts = [Facts(z, full(v, True), True, True) for z, v in pairs(zeros, program)]
@@ -62,18 +111,7 @@ def run(self: "Compact", traced: Traced, leaves: list[Any], call: Call) -> PyTre
         require_constants(live, wanted)
         narrower = live.narrow()
     _check_coverage(self, live, kept)
-    carriers = [
-        functools.partial(_dense, self, path, array, live.constant_need.get(value))
-        for (path, _), array, value in zip(
-            entries, leaves, program.inputs, strict=False
-        )
-    ]
-    inputs = [
-        *zip(leaves, kept, strict=True),
-        *((x, full(v, True)) for x, v in zip(call.arrays, rest, strict=True)),
-    ]
-    outs = Rewriter(live, [*carriers, *(None for _ in rest)]).run(inputs, wanted)
-    return jax.tree_util.tree_unflatten(traced.treedef, outs)
+    return Reduction(traced, live, kept, wanted)
 
 
 def _masks(leaf: LeafPlan, what: Literal["kept", "zero"]) -> Masks:

@@ -17,6 +17,7 @@ from sslx._calls import Call, take_apart
 from sslx._compact._analysis import Folded
 from sslx._compact._compact import Compact
 from sslx._compact._plan import Plan
+from sslx._compact._tracing import Tracer
 from sslx._groups import flatten, unflatten
 from sslx.graph import Held, KeptZeros
 from sslx.lowering import Tuned
@@ -100,7 +101,9 @@ def load(
     held = tuple(Held(a, b, tuple(c)) for a, b, c in data["held_back"])
     example = _example_from_json(data["example"])
     kept = tuple(KeptZeros(*row) for row in data["kept_zeros"])
-    small = Compact(fn, variables, plan, folded, held, kept, example, data["fold"])
+    small = Compact(
+        Tracer(fn), variables, plan, folded, held, kept, example, data["fold"]
+    )
     if data["tuned"] is None:
         return small
     tuned = Tuned.from_json(small.apply, data["tuned"])

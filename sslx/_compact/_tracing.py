@@ -10,10 +10,10 @@ from jaxtyping import PyTree
 from sslx._calls import Call, struct
 from sslx._compact._plan import LeafPlan, Plan, named
 from sslx._groups import flatten
-from sslx.graph import Program, trace
+from sslx.graph import Program, build
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Traced:
     """A traced call.
 
@@ -28,29 +28,64 @@ class Traced:
     state: tuple[str | None, ...]
 
 
-def trace_call(
-    fn: Callable[..., Any], variables: PyTree, plan: Plan, dtypes: list[Any], call: Call
-) -> Traced:
-    """Trace `fn(variables, ...)` with variables of the sizes before compaction."""
-    _, treedef = flatten(variables)
-    wide = [
-        jax.ShapeDtypeStruct(leaf.shape, dtype)
-        for leaf, dtype in zip(plan.leaves.values(), dtypes, strict=True)
-    ]
+class Tracer:
+    """Traces calls of one function of `(variables, ...)`, none of them twice.
 
-    def flat(leaves: list[Any], arrays: list[Any]) -> PyTree:
-        args, kwargs = call.rebuild(arrays)
-        return fn(jax.tree_util.tree_unflatten(treedef, leaves), *args, **kwargs)
+    JAX keeps the jaxprs, by shapes and by settings of its own; of every setting of a
+    call the newest program is kept beside.
+    """
 
-    program, out, paths = trace(flat, wide, [struct(x) for x in call.arrays])
-    names = [jax.tree_util.keystr(p, simple=True, separator="/") for p in paths]
+    def __init__(self, fn: Callable[..., Any]):
+        self.fn = fn
+        self._jitted: dict[Any, Any] = {}
+        self._newest: dict[Any, tuple[Any, Traced]] = {}
+
+    def __call__(
+        self, variables: PyTree, plan: Plan, dtypes: list[Any], call: Call
+    ) -> Traced:
+        """The program of a call, with variables of the sizes before compaction."""
+        _, treedef = flatten(variables)
+        wide = [
+            jax.ShapeDtypeStruct(leaf.shape, dtype)
+            for leaf, dtype in zip(plan.leaves.values(), dtypes, strict=True)
+        ]
+        key = (treedef, call.treedef, call.fixed, tuple(map(type, call.fixed)))
+        try:
+            flat = self._jitted.get(key)
+        except TypeError:  # a setting without a hash
+            return _traced(self._flat(treedef, call).trace(wide, _structs(call)), plan)
+        if flat is None:
+            flat = self._jitted[key] = self._flat(treedef, call)
+        staged = flat.trace(wide, _structs(call))
+        newest = self._newest.get(key)
+        if newest is None or newest[0] is not staged.jaxpr.jaxpr:
+            newest = self._newest[key] = staged.jaxpr.jaxpr, _traced(staged, plan)
+        return newest[1]
+
+    def _flat(self, treedef: Any, call: Call) -> Any:
+        def flat(leaves: list[Any], arrays: list[Any]) -> PyTree:
+            args, kwargs = call.rebuild(arrays)
+            variables = jax.tree_util.tree_unflatten(treedef, leaves)
+            return self.fn(variables, *args, **kwargs)
+
+        return jax.jit(flat)
+
+
+def _structs(call: Call) -> list[jax.ShapeDtypeStruct]:
+    return [struct(x) for x in call.arrays]
+
+
+def _traced(staged: Any, plan: Plan) -> Traced:
+    program = build(staged.jaxpr)
+    paths, treedef = jax.tree_util.tree_flatten_with_path(staged.out_info)
+    names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in paths]
     state = tuple(
         name if name and plan.leaves[name].shape == value.shape else None
         for name, value in zip(
             (named(plan, n) for n in names), program.outputs, strict=True
         )
     )
-    return Traced(program, out, state)
+    return Traced(program, treedef, state)
 
 
 def whole_leaf(shape: tuple[int, ...]) -> LeafPlan:

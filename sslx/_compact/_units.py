@@ -11,7 +11,7 @@ from sslx._calls import as_jax, take_apart
 from sslx._classes import GroupClass, Groups, Member
 from sslx._compact._analysis import fixed_point
 from sslx._compact._plan import Plan
-from sslx._compact._tracing import Traced, trace_call, whole_leaf
+from sslx._compact._tracing import Traced, Tracer, whole_leaf
 from sslx._groups import flatten
 from sslx.graph import Family, Liveness, Value, families
 
@@ -62,7 +62,7 @@ def units(
         raise ValueError(f"pin {idle} is found in no leaf; there are {list(leaves)}")
     plan = Plan({p: whole_leaf(np.shape(x)) for p, x in leaves.items()})
     dtypes = [x.dtype for x in leaves.values()]
-    traced = trace_call(fn, variables, plan, dtypes, take_apart(args, kwargs))
+    traced = Tracer(fn)(variables, plan, dtypes, take_apart(args, kwargs))
     paths = dict(zip(traced.program.inputs, leaves, strict=False))
     live = Liveness(traced.program, fold=False)
     none = {p: [np.zeros(n, bool) for n in x.shape or (1,)] for p, x in leaves.items()}

@@ -32,6 +32,10 @@ def candidates(conv: Conv) -> list[Form]:
         found += [Form("phases", inner=kind) for kind in _DENSE]
     elif conv.columns is None:
         found += [Form(kind) for kind in ("crop", "dot", "im2col", "unrolled")]
+        if conv.rhs[-1] <= 2 * _FEW:
+            found += [Form("paired")]
+        if _is_gradient(conv):
+            found += [Form("outer", _outer_chunk(conv))]
         if conv.rhs[-2] >= 128:
             found += [Form("shifted")]
     else:
@@ -66,9 +70,13 @@ def rule(conv: Conv) -> Form:
     | 2 to 8 groups | `split`, each part as below |
     | a dilated input without strides | `phases` |
     | one tap, no padding | `dot` |
+    | a weight gradient: few positions, a kernel like the image | `outer`, in chunks |
+    | one position | `unrolled` |
     | a kernel larger than the image | `unrolled`, or `im2col` |
     | half of the columns zero or more | `gather_columns`, in chunks |
-    | else | `crop` where taps die, `xla` |
+    | other zero columns | `crop` |
+    | at most 24 filters, an even width | `paired` |
+    | else | `xla` |
     """
     if conv.batch_groups > 1:
         return XLA
@@ -86,6 +94,8 @@ def rule(conv: Conv) -> Form:
         return Form("dot")
     if _is_gradient(conv):
         return Form("outer", _outer_chunk(conv))
+    if math.prod(conv.out) == 1:
+        return Form("unrolled")
     if any(k > n for k, n in zip(conv.window, conv.image, strict=True)):
         small = math.prod(conv.out) <= 4
         return Form("unrolled" if small else "im2col")
@@ -99,12 +109,16 @@ def rule(conv: Conv) -> Form:
 
 
 def _is_gradient(conv: Conv) -> bool:
-    """Whether a kernel covers half of the image or more: a weight gradient."""
+    """Whether it looks like a weight gradient: few outputs of a kernel like the image.
+
+    The whole image as one kernel, without dilation, may as well be a dense layer.
+    """
     spans = map(dilated, conv.window, conv.rhs_dilation)
-    covers = all(
-        2 * span >= n for span, n in zip(spans, conv.image, strict=True)
-    )
-    return covers and math.prod(conv.window) >= 16
+    covers = all(2 * span >= n for span, n in zip(spans, conv.image, strict=True))
+    taps, positions = math.prod(conv.window), math.prod(conv.out)
+    moves = positions > 1 or any(d > 1 for d in conv.rhs_dilation)
+    plain = all(s == 1 for s in conv.strides)
+    return covers and plain and moves and taps >= 16 and taps > positions
 
 
 def _outer_chunk(conv: Conv) -> int:
