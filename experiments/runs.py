@@ -174,12 +174,18 @@ def provenance() -> dict[str, Any]:
     }
 
 
+_PLACES = {
+    "--data-dir": "$SSLX_DATA_DIR",
+    "--torch-python": "PYTHON",
+    "--cache": "CACHE",
+}
+
+
 def _portable(arguments: list[str]) -> list[str]:
-    """The arguments with $SSLX_DATA_DIR in place of a data folder's own path."""
+    """The arguments without the places of one machine."""
     given = list(arguments)
-    for place, word in enumerate(given[:-1]):
-        if word in ("--data-dir", "--data_dir"):
-            given[place + 1] = "$SSLX_DATA_DIR"
+    for at, word in enumerate(given[:-1]):
+        given[at + 1] = _PLACES.get(word.replace("_", "-"), given[at + 1])
     return given
 
 
