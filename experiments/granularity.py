@@ -10,9 +10,8 @@ densities, those of the layers chosen by sensitivity, and retrained after each. 
 same command again continues where a killed run stopped. Every seed has a folder
 RUN/seed-N; the report is in RUN/report.
 
-Seen so far: the smoke preset with `--seeds 0 1` took 4.7 minutes of processor time, and
-accuracy fell with the grain, at density 0.15 from 96.7% (dense) to 95.8% (fine), 93.3%
-(vector), 90.6% (kernel) and 35.0% (filter). CIFAR-10 has not been run yet.
+On CIFAR-10 (`cpu` preset, an hour for each seed on 2 cores) accuracy falls with the
+grain at every density; see results/README.md.
 """
 
 import dataclasses
