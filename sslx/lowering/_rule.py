@@ -10,6 +10,7 @@ from sslx.lowering._forms import XLA, Form, Kind
 
 _CHUNK_BYTES = 2 << 20
 _FEW = 24
+_MANY = 2048
 _MOST_BYTES = 1 << 29
 _DENSE: tuple[Kind, ...] = ("xla", "im2col", "dot")
 _GATHERS: tuple[Kind, ...] = ("gather", "gather_columns")
@@ -75,7 +76,7 @@ def rule(conv: Conv) -> Form:
     | a kernel larger than the image | `unrolled`, or `im2col` |
     | half of the columns zero or more | `gather_columns`, in chunks |
     | other zero columns | `crop` |
-    | at most 24 filters, an even width | `paired` |
+    | at most 24 filters, an even width, 2,048 positions or more | `paired` |
     | else | `xla` |
     """
     if conv.batch_groups > 1:
@@ -103,8 +104,9 @@ def rule(conv: Conv) -> Form:
         if conv.mask.mean() <= 0.5:
             return Form("gather_columns", next(iter(chunks(conv)), 0))
         return Form("crop")
-    if conv.rhs[-1] <= _FEW and not _forms.applies(Form("paired"), conv):
-        return Form("paired")
+    positions = conv.lhs[0] * math.prod(conv.out)
+    if conv.rhs[-1] <= _FEW and positions >= _MANY:
+        return XLA if _forms.applies(Form("paired"), conv) else Form("paired")
     return XLA
 
 
