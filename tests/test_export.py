@@ -10,6 +10,7 @@ import pytest
 from jax import export
 
 import sslx
+from experiments import models
 from tests.arrays import normals
 from tests.public.harness import distance, perturbed, with_zeros
 
@@ -75,11 +76,13 @@ def test_stablehlo_holds_a_derivative() -> None:
     assert distance(got, jax.grad(loss(call))(small.variables)) < 1e-5
 
 
+ONNX = "ONNX export is not tested: pip install 'sslx[onnx]'"
+
+
 @pytest.mark.filterwarnings("default")
 def test_onnx_runtime_computes_the_same(tmp_path: pathlib.Path) -> None:
-    reason = "ONNX export is not tested: pip install 'sslx[onnx]'"
-    pytest.importorskip("jax2onnx", reason=reason)
-    onnxruntime = pytest.importorskip("onnxruntime", reason=reason)
+    pytest.importorskip("jax2onnx", reason=ONNX)
+    onnxruntime = pytest.importorskip("onnxruntime", reason=ONNX)
     from sslx.adapters import onnx
 
     small, x = compacted()
@@ -89,3 +92,25 @@ def test_onnx_runtime_computes_the_same(tmp_path: pathlib.Path) -> None:
     (entry,) = session.get_inputs()
     (got,) = session.run(None, {entry.name: np.asarray(x)})
     assert distance(got, small.apply(small.variables, x)) < 1e-5
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", ["resnet8", "densenet40"])
+def test_norms_and_pools_suit_the_runtime(name: str, tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("jax2onnx", reason=ONNX)
+    onnxruntime = pytest.importorskip("onnxruntime", reason=ONNX)
+    library = pytest.importorskip("onnx", reason=ONNX)
+    from sslx.adapters import onnx
+
+    model, x = models.create(name), normals()(2, 32, 32, 3)
+    variables = perturbed(model.init(jax.random.key(0), x))
+    small = sslx.compact(model.apply, variables, x)
+    with jax.numpy_rank_promotion("allow"):
+        path = onnx.save(tmp_path / "small.onnx", small, x)
+    kinds = [node.op_type for node in library.load(path).graph.node]
+    assert "Relu" in kinds and "Max" not in kinds and "Sqrt" not in kinds
+    assert ("Sub" in kinds) == (name == "densenet40")  # norms after a concatenation
+    session = onnxruntime.InferenceSession(path)
+    (entry,) = session.get_inputs()
+    (got,) = session.run(None, {entry.name: np.asarray(x)})
+    assert distance(got, model.apply(variables, x)) < 1e-4
