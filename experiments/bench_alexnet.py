@@ -336,7 +336,7 @@ def picture(figures: list[dict[str, Any]]) -> Figure:
     names = list(dict.fromkeys(f["row"] for f in figures))
     batches = list(dict.fromkeys(f["batch"] for f in figures))
     with matplotlib.rc_context(granularity_report.STYLE):
-        figure = Figure((5.5 * len(batches), 2.8 * len(names)), layout="constrained")
+        figure = Figure((7 * len(batches), 2.8 * len(names)), layout="constrained")
         axes = figure.subplots(len(names), len(batches), squeeze=False, sharey=True)
         for axis, name in zip(axes, names, strict=True):
             for ax, batch in zip(axis, batches, strict=True):
@@ -362,5 +362,6 @@ def _panel(ax: Any, figures: list[dict[str, Any]]) -> None:
         ax.bar(at, heights, width, color=colour, label=label)
     ax.axhline(1, color="#1f2933", linewidth=0.8)
     ax.set_yscale("log")
-    ax.set_xticks(range(len(figures)), [f["layer"] for f in figures])
-    ax.legend(fontsize=7)
+    labels = [f["layer"].replace(" ", "\n") for f in figures]
+    ax.set_xticks(range(len(figures)), labels)
+    ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
