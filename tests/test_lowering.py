@@ -142,7 +142,6 @@ def test_the_rule_changes_every_kind_of_call_exactly() -> None:
     [
         (32, 3, 16, "paired"),
         (31, 3, 16, "xla"),
-        (16, 3, 16, "xla"),
         (32, 3, 32, "xla"),
         (8, 5, 64, "xla"),
         (2, 3, 64, "unrolled"),

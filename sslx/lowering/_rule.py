@@ -76,7 +76,7 @@ def rule(conv: Conv) -> Form:
     | a kernel larger than the image | `unrolled`, or `im2col` |
     | half of the columns zero or more | `gather_columns`, in chunks |
     | other zero columns | `crop` |
-    | at most 24 filters, an even width, 2,048 positions or more | `paired` |
+    | 24 filters, and 24 channels or 2,048 positions; an even width | `paired` |
     | else | `xla` |
     """
     if conv.batch_groups > 1:
@@ -104,8 +104,9 @@ def rule(conv: Conv) -> Form:
         if conv.mask.mean() <= 0.5:
             return Form("gather_columns", next(iter(chunks(conv)), 0))
         return Form("crop")
+    channels, filters = conv.rhs[-2:]
     positions = conv.lhs[0] * math.prod(conv.out)
-    if conv.rhs[-1] <= _FEW and positions >= _MANY:
+    if filters <= _FEW and (channels <= _FEW or positions >= _MANY):
         return XLA if _forms.applies(Form("paired"), conv) else Form("paired")
     return XLA
 
