@@ -138,14 +138,14 @@ def _outer_chunk(conv: Conv) -> int:
 def rule_width(kept: int) -> int:
     """How many channels to keep on a CPU where `kept` are alive.
 
-    Multiples of 8, unless only one or two are above one; up to 64. XLA's convolutions
-    are slower just below a multiple than at it; one or two above, rounding up adds as
-    much work as it saves.
+    Multiples of 8, up to 64. XLA's convolutions are slower just below a multiple than
+    at it. One or two above an even multiple, rounding up to the odd one adds as much
+    work as it saves (17 stays 17, but 25 becomes 32).
     """
-    above = kept % 8
-    if kept >= 64 or (above in (0, 1, 2) and kept > 8):
+    above, multiple = kept % 8, -(-kept // 8) * 8
+    if kept >= 64 or (above in (1, 2) and multiple % 16 and kept > 8):
         return kept
-    return kept + (8 - above) % 8
+    return multiple
 
 
 def _inner(conv: Conv) -> list[Kind]:
