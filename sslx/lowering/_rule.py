@@ -9,6 +9,7 @@ from sslx.lowering._conv import Conv, dilated
 from sslx.lowering._forms import XLA, Form, Kind
 
 _CHUNK_BYTES = 2 << 20
+_COLOURS = 4
 _FEW = 24
 _MANY = 2048
 _MOST_BYTES = 1 << 29
@@ -76,7 +77,7 @@ def rule(conv: Conv) -> Form:
     | a kernel larger than the image | `unrolled`, or `im2col` |
     | half of the columns zero or more | `gather_columns`, in chunks |
     | other zero columns | `crop` |
-    | 24 filters, and 24 channels or 2,048 positions; an even width | `paired` |
+    | 24 filters of 24 channels or 2,048 positions, 32 of 4 channels | `paired` |
     | else | `xla` |
     """
     if conv.batch_groups > 1:
@@ -106,7 +107,8 @@ def rule(conv: Conv) -> Form:
         return Form("crop")
     channels, filters = conv.rhs[-2:]
     positions = conv.lhs[0] * math.prod(conv.out)
-    if filters <= _FEW and (channels <= _FEW or positions >= _MANY):
+    thin = filters <= _FEW and (channels <= _FEW or positions >= _MANY)
+    if thin or (channels <= _COLOURS and filters <= 32):
         return XLA if _forms.applies(Form("paired"), conv) else Form("paired")
     return XLA
 
