@@ -201,7 +201,7 @@ class GroupHalf(Penalty):
         s = jnp.asarray(step * self.strength, norm.dtype)
         kept = norm > 1.5 * jnp.cbrt(s) ** 2
         n = jnp.where(kept, _safe(norm), 1)
-        cosine = jnp.where(kept, s / 4 * (n / 3) ** -1.5, 0)
+        cosine = jnp.where(kept, (3 * jnp.cbrt(s) ** 2 / n) ** 1.5 / 4, 0)
         angle = jnp.arccos(jnp.minimum(cosine, 1))
         return jnp.where(kept, 2 / 3 * (1 + jnp.cos(2 / 3 * (jnp.pi - angle))), 0)
 

@@ -80,9 +80,10 @@ class Reduction:
 def analysed(traced: Traced, live: Liveness, plan: Plan) -> Reduction | None:
     """The reduction that the analysis of `compact` has already made.
 
-    None if the program returns new variables, of which less is wanted than was there.
+    None if the program returns new variables, of which less is wanted than was there,
+    or if slices were forced to stay: then the plan alone says what is alive.
     """
-    if any(name is not None for name in traced.state):
+    if live.forces() or any(name is not None for name in traced.state):
         return None
     kept = [_masks(leaf, "kept") for leaf in plan.leaves.values()]
     wanted = [full(v, True) for v in traced.program.outputs]

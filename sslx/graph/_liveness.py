@@ -383,6 +383,10 @@ class Liveness:
         for inside in self._insides():
             inside.widen()
 
+    def forces(self) -> bool:
+        """Whether slices were forced, here or in any body."""
+        return bool(self.forced) or any(inside.forces() for inside in self._insides())
+
     def _insides(self) -> "Iterable[Liveness]":
         return (inside for body in self.inner.values() for inside in body.insides)
 
