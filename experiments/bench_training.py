@@ -11,6 +11,7 @@ before the timing; PyTorch's network must have as many as ours.
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 from typing import Any, Literal
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import bench_rounds, bench_workers, models, steps
+from experiments import bench_rounds, bench_workers, models, steps, train
 from experiments.bench_rounds import Call, Timer
 from experiments.bench_workers import Worker
 
@@ -54,12 +55,6 @@ def _stage(name: str) -> steps.Stage:
     return steps.Stage(name, model.apply, models.init(model), optimizer, schedule)
 
 
-def _state(stage: steps.Stage) -> steps.State:
-    variables = jax.tree.map(lambda x: jnp.array(x, copy=True), dict(stage.variables))
-    opt_state = stage.optimizer.init(variables["params"])
-    return steps.State(jnp.zeros((), jnp.int32), variables, opt_state, steps.no_sums())
-
-
 def _stepper(step: Any, state: steps.State, x: jax.Array, y: jax.Array) -> Call:
     def once() -> steps.State:
         nonlocal state
@@ -77,16 +72,17 @@ def time_network(name: str, config: Config) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((config.batch, 32, 32, 3), np.float32))
     y = jnp.asarray(rng.integers(0, 10, config.batch), jnp.int32)
+    start = functools.partial(train.initial_state, stage, options, train.device_mesh())
     fast = steps.compiled(update, donate_argnums=0)
     plain = jax.jit(update, donate_argnums=0)
     expected, found = (
-        jax.flatten_util.ravel_pytree(step(_state(stage), x, y).variables["params"])[0]
+        jax.flatten_util.ravel_pytree(step(start(), x, y).variables["params"])[0]
         for step in (plain, fast)
     )
     bench_rounds.check(name, found, expected, 1e-3)
     timers: dict[str, Call | Timer] = {
-        OURS: bench_rounds.timer(_stepper(fast, _state(stage), x, y)),
-        XLA: bench_rounds.timer(_stepper(plain, _state(stage), x, y)),
+        OURS: bench_rounds.timer(_stepper(fast, start(), x, y)),
+        XLA: bench_rounds.timer(_stepper(plain, start(), x, y)),
     }
     with contextlib.ExitStack() as stack:
         if config.torch_python is not None:

@@ -78,7 +78,7 @@ def operands(conv: Conv, seed: int = 0) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(rng.standard_normal(conv.lhs)), jnp.asarray(w)
 
 
-@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.given(specifications(), st.integers(0, len(FORMS) - 1))
 def test_every_form_is_exact(spec: dict[str, Any], start: int) -> None:
     conv = convolution(**spec)
