@@ -1,5 +1,6 @@
 """All forms of a convolution agree, and functions keep their values and gradients."""
 
+import concurrent.futures
 import dataclasses
 import functools
 from typing import Any
@@ -8,12 +9,15 @@ import hypothesis
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
+import jax.test_util
 import numpy as np
 import pytest
 
 import sslx
 from sslx import lowering
 from sslx.lowering import Columns, Conv, Form
+from sslx.lowering._direct import swept
+from sslx.lowering._sweep import Machine
 
 KINDS = (
     "xla",
@@ -27,8 +31,7 @@ KINDS = (
     "classes",
     "unrolled",
     "depthwise",
-    "paired",
-    "outer",
+    "direct",
 )
 FORMS = [Form(kind, chunk) for kind in KINDS for chunk in (0, 2)]
 FORMS += [Form(kind, 0, inner) for kind in ("split", "phases") for inner in KINDS]
@@ -130,7 +133,7 @@ def test_the_rule_changes_every_kind_of_call_exactly() -> None:
         variables, x = weights(jax.random.key(0)), jnp.ones((2, 2, 2, 4)) / 3
         tuned = sslx.tune(in_calls, variables, x)
         kinds = {str(choice.form) for choice in tuned.choices}
-        assert kinds == {"unrolled", "depthwise", "dot"}
+        assert kinds == {"direct"}
         np.testing.assert_allclose(tuned(variables, x), in_calls(variables, x), 1e-12)
         assert "conv_general_dilated" not in str(
             jax.make_jaxpr(tuned.apply)(variables, x)
@@ -140,24 +143,24 @@ def test_the_rule_changes_every_kind_of_call_exactly() -> None:
 @pytest.mark.parametrize(
     ("image", "window", "filters", "form"),
     [
-        (32, 3, 16, "paired"),
-        (31, 3, 16, "xla"),
-        (32, 3, 32, "xla"),
-        (8, 5, 64, "xla"),
+        (32, 3, 16, "xla"),
         (2, 3, 64, "unrolled"),
-        (1, 3, 16, "unrolled"),
+        (3, 5, 16, "im2col"),
+        (8, 1, 8, "dot"),
     ],
 )
 def test_the_rule_for_dense_layers(
     image: int, window: int, filters: int, form: str
 ) -> None:
-    x, w = jnp.ones((4, image, image, 8)), jnp.ones((window, window, 8, filters))
-    (choice,) = sslx.tune(layer, x, w).choices
-    assert choice.form.kind == form
+    shapes = (4, image, image, 8), (window, window, 8, filters)
+    for dtype, kind in ((jnp.float32, "direct"), (jnp.bfloat16, form)):
+        x, w = (jnp.ones(shape, dtype) for shape in shapes)
+        (choice,) = sslx.tune(layer, x, w).choices
+        assert choice.form.kind == kind
 
 
 @pytest.mark.parametrize("strides", [1, 2])
-def test_weight_gradients_are_chunked_products(strides: int) -> None:
+def test_weight_gradients_are_read_as_they_lie(strides: int) -> None:
     with jax.enable_x64(True):
         x = jax.random.normal(jax.random.key(0), (64, 16, 16, 8))
         w = jax.random.normal(jax.random.key(1), (3, 3, 8, 16))
@@ -170,9 +173,66 @@ def test_weight_gradients_are_chunked_products(strides: int) -> None:
             return jnp.sum(jnp.tanh(y))
 
         tuned = sslx.tune(jax.grad(loss), w)
-        assert "outer" in {choice.form.kind for choice in tuned.choices}
         np.testing.assert_allclose(tuned(w), jax.grad(loss)(w), 1e-9)
-        assert "scan" in str(jax.make_jaxpr(tuned.apply)(w))
+        code = jax.jit(tuned.apply).lower(w).compile().as_text() or ""
+        assert code.count('custom_call_target="sslx_') == 2
+        whole = "f64[64,16,16,8]"
+        assert not [
+            line
+            for line in code.splitlines()
+            if f"= {whole}{{" in line and " copy(" in line
+        ]
+
+
+MACHINES = (Machine(64, 32, 2), Machine(32, 16, 1), Machine(16, 32, 3))
+
+
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(specifications(), st.sampled_from(MACHINES), st.booleans())
+def test_direct_convolutions_are_exact(
+    spec: dict[str, Any], machine: Machine, gradient: bool
+) -> None:
+    conv = convolution(**spec)
+    hypothesis.assume(not gradient or conv.groups == max(conv.lhs_dilation) == 1)
+    with jax.enable_x64(True):
+        x, w = operands(conv)
+        found = jax.jit(functools.partial(swept, conv, machine, gradient))(x, w)
+        np.testing.assert_allclose(found, conv.run(x, w), 1e-11, 1e-11)
+
+
+@pytest.mark.parametrize(
+    ("image", "kernel", "groups"),
+    [
+        ((4, 19, 19, 12), (3, 3, 12, 70), 1),
+        ((9, 17, 17, 8), (5, 5, 8, 7), 1),
+        ((2, 30, 30, 24), (1, 1, 24, 130), 1),
+        ((8, 12, 12, 40), (3, 3, 1, 40), 40),
+        ((8, 12, 12, 40), (3, 3, 20, 50), 2),
+    ],
+)
+def test_direct_convolutions_in_many_threads(
+    image: tuple[int, ...], kernel: tuple[int, ...], groups: int
+) -> None:
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.standard_normal(s, np.float32)) for s in (image, kernel))
+    run = functools.partial(layer, feature_group_count=groups)
+    tuned = sslx.tune(run, x, w)
+    expected = run(x, w)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda _: tuned(x, w), range(64)):
+            np.testing.assert_allclose(found, expected, 1e-4, 1e-4)
+
+
+def test_derivatives_and_maps_of_direct_convolutions() -> None:
+    with jax.enable_x64(True):
+        x = jax.random.normal(jax.random.key(0), (2, 5, 5, 3))
+        w = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
+        tuned = sslx.tune(layer, x, w)
+        assert tuned.choices[0].form.kind == "direct"
+        jax.test_util.check_grads(tuned.apply, (x, w), order=2)
+        xs = jnp.stack([x, 2 * x])
+        found = jax.vmap(tuned.apply, (0, None))(xs, w)
+        np.testing.assert_allclose(found, jax.vmap(layer, (0, None))(xs, w), 1e-12)
 
 
 def test_gradients_pass_through() -> None:
@@ -285,10 +345,9 @@ def test_compact_leaves_out_zero_columns(mode, tmp_path, monkeypatch) -> None:
 
 
 def test_the_rule_gathers_where_most_columns_are_zero() -> None:
-    variables = sparse_columns()
-    small = sslx.compact(
-        columns_net, variables, jnp.ones((4, 5, 5, 8)), lowering="rule"
-    )
+    halves = {k: w.astype(jnp.bfloat16) for k, w in sparse_columns().items()}
+    x = jnp.ones((4, 5, 5, 8), jnp.bfloat16)
+    small = sslx.compact(columns_net, halves, x, lowering="rule")
     assert small.tuned is not None
     first, second = small.tuned.choices
     assert first.form.kind == "gather_columns" and second.form.kind == "crop"

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import jax
 import numpy as np
 from jaxtyping import PyTree
 
@@ -34,7 +33,6 @@ from sslx.lowering import (
     Tuned,
     nonzero_of,
     program_seconds,
-    rule_width,
     tune_sparse,
 )
 
@@ -208,12 +206,12 @@ def compact(
       strict: raise if a primitive without a rule keeps parameters from being reduced.
       round_to: keep so many dead channels that the widths of products of data and
         weights are multiples of it; `kept_zeros` lists them, and `summary` counts them.
-        None leaves that to `lowering`.
+        None leaves that to `lowering`, which rounds where it has measured a gain.
       lowering: how what is left is computed. `"xla"` leaves it to XLA. `"rule"` takes
-        forms, widths and compiler options by rules for CPUs (`sslx.tune`,
-        `sslx.lowering.rule_width`). `"measure"` times forms, and then whole networks
-        with several widths and alignments, all widths as they were among them, and
-        keeps the fastest. Both leave out zero columns of kernels (`Compact.lowered`).
+        forms and compiler options by rules for CPUs (`sslx.tune`). `"measure"` times
+        forms, and then whole networks with several widths (exact, multiples of 8, as
+        they were) and alignments, and keeps the fastest. Both leave out zero columns
+        of kernels (`Compact.lowered`).
         `jax.jit(small.apply, compiler_options=small.compiler_options)` runs it.
       **kwargs: more of the call; leaves that are not arrays are static.
 
@@ -248,7 +246,7 @@ def compact(
     if lowering == "measure":
         ways = [reduced(*way) for way in _ways(alignment, round_to)]
         return _fastest(ways, args, kwargs)
-    small = reduced(alignment, _widths(round_to, lowering))
+    small = reduced(alignment, _widths(round_to))
     return small.lowered(*args, lowering=lowering, **kwargs)
 
 
@@ -291,20 +289,19 @@ def _reduced(
 # Lowering.
 
 
-def _widths(round_to: int | None, lowering: Lowering) -> Widths | None:
-    if round_to is None:
-        on_cpu = jax.default_backend() == "cpu"
-        return rule_width if lowering == "rule" and on_cpu else None
-    return None if round_to == 1 else lambda kept: -(-kept // round_to) * round_to
+def _widths(round_to: int | None) -> Widths | None:
+    if round_to in (None, 1):
+        return None
+    return lambda kept: -(-kept // round_to) * round_to
 
 
 def _ways(
     alignment: Alignment, round_to: int | None
 ) -> list[tuple[Alignment, Widths | None]]:
     """Alignments and widths that a measurement compares."""
-    widths: list[Widths | None] = [None, rule_width, lambda kept: sys.maxsize]
+    widths = [None, _widths(8), lambda kept: sys.maxsize]
     if round_to is not None:
-        widths = [_widths(round_to, "measure")]
+        widths = [_widths(round_to)]
     others: tuple[Alignment, ...] = ("align", "scatter") if alignment == "auto" else ()
     ways: list[tuple[Alignment, Widths | None]] = [(alignment, w) for w in widths]
     for other in others:

@@ -9,7 +9,6 @@ from sslx.lowering._forms import run as run
 from sslx.lowering._measure import Cache as Cache
 from sslx.lowering._rule import candidates as candidates
 from sslx.lowering._rule import rule as rule
-from sslx.lowering._rule import rule_width as rule_width
 from sslx.lowering._tune import Choice as Choice
 from sslx.lowering._tune import Lowering as Lowering
 from sslx.lowering._tune import Tuned as Tuned

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from sslx.lowering import _products
+from sslx.lowering import _direct, _products
 from sslx.lowering._conv import Columns, Conv
-from sslx.lowering._outer import outer
 from sslx.lowering._taps import meets, take
 
 Kind = Literal[
     "xla",
+    "direct",
     "crop",
     "union",
     "dot",
@@ -28,8 +28,6 @@ Kind = Literal[
     "classes",
     "unrolled",
     "depthwise",
-    "paired",
-    "outer",
     "split",
     "phases",
 ]
@@ -42,6 +40,7 @@ class Form:
     | kind | what it does |
     | --- | --- |
     | `xla` | leaves it to XLA |
+    | `direct` | machine code that reads only columns that are not zero; on a CPU |
     | `crop` | drops border taps that are zero or only ever meet padding |
     | `union` | `crop`, over the channels that any tap keeps |
     | `dot` | one product; kernels of one tap, no padding |
@@ -52,15 +51,12 @@ class Form:
     | `classes` | one convolution per set of channels that keep the same taps |
     | `unrolled` | one product per output position, without taps on padding |
     | `depthwise` | one multiply-add per tap; one input channel per group |
-    | `paired` | two neighbouring positions as twice the filters of a wider kernel |
-    | `outer` | products of shifted inputs and shifted kernels; weight gradients |
     | `split` | one convolution per group of filters, by `inner` where that applies |
     | `phases` | the same per phase of a dilated input |
 
     Attributes:
       kind: as above.
-      chunk: images at a time, one after the other (`jax.lax.map`); 0 means all. For
-        `outer`, channels at a time, which are the images of a weight gradient.
+      chunk: images at a time, one after the other (`jax.lax.map`); 0 means all.
       inner: the form of the parts.
     """
 
@@ -70,8 +66,7 @@ class Form:
 
     def __str__(self) -> str:
         parts = f" of {self.inner}" if self.kind in _COMPOSED else ""
-        what = "channels" if self.kind == "outer" else "images"
-        chunks = f", {self.chunk} {what} at a time" if self.chunk else ""
+        chunks = f", {self.chunk} images at a time" if self.chunk else ""
         return f"{self.kind}{parts}{chunks}"
 
 
@@ -88,8 +83,8 @@ def run(form: Form, conv: Conv, x: Array, w: Array) -> Array:
       x: shape `conv.lhs`.
       w: shape `conv.rhs`; columns that are not in `conv.mask` count as zero.
     """
-    if form.kind == "outer":
-        return outer(conv, x, w, form.chunk)
+    if form.kind == "direct":
+        return _direct.direct(conv, x, w)
     if not form.chunk:
         return _whole(form, conv, x, w)
     images = conv.lhs[0]
@@ -104,9 +99,11 @@ def applies(form: Form, conv: Conv) -> str | None:
     """Why a form cannot compute a convolution, or None."""
     if form == XLA:
         return None
+    if form.kind == "direct":
+        return _direct.unfit(conv) or ("it has no chunks" if form.chunk else None)
     if conv.batch_groups > 1:
         return "it has groups of images"
-    whole = conv.lhs[-1 if form.kind == "outer" else 0]
+    whole = conv.lhs[0]
     if form.chunk and (whole % form.chunk or form.chunk >= whole):
         return f"{whole} do not come in chunks of {form.chunk}"
     if form.kind == "xla":
@@ -128,8 +125,6 @@ def applies(form: Form, conv: Conv) -> str | None:
         math.prod(conv.window) > 1 or any(low or high for low, high in conv.padding)
     ):
         return "the kernel has several taps, or padding"
-    if form.kind == "paired" and (conv.out[-1] % 2 or conv.rhs_dilation[-1] > 1):
-        return "the last axis has an odd length or a dilated kernel"
     if form.kind == "unrolled" and math.prod(conv.out) > _MOST_UNROLLED:
         return f"there are more than {_MOST_UNROLLED} output positions"
     return None
@@ -249,27 +244,6 @@ def groups_of(conv: Conv) -> list[Conv]:
     ]
 
 
-def _paired(conv: Conv, x: Array, w: Array) -> Array:
-    filters, stride = conv.rhs[-1], conv.strides[-1]
-    along = w.ndim - 3
-    shifted = []
-    for k in range(2):
-        config = [(0, 0, 0)] * w.ndim
-        config[along] = (k * stride, (1 - k) * stride, 0)
-        shifted.append(jax.lax.pad(w, jnp.zeros((), w.dtype), config))
-    low = conv.padding[-1][0]
-    span = (conv.out[-1] - 1) * stride + conv.window[-1]
-    wide = dataclasses.replace(
-        conv,
-        rhs=(*conv.rhs[:along], conv.rhs[along] + stride, conv.rhs[-2], 2 * filters),
-        strides=(*conv.strides[:-1], 2 * stride),
-        padding=(*conv.padding[:-1], (low, span - conv.image[-1] - low)),
-        columns=None,
-    )
-    out = wide.run(x, jnp.concatenate(shifted, axis=-1))
-    return out.reshape(conv.lhs[0], *conv.out, filters)
-
-
 def _split(conv: Conv, x: Array, w: Array, inner: Form) -> Array:
     channels, filters = conv.rhs[-2], conv.rhs[-1] // conv.groups
     outs = []
@@ -354,5 +328,4 @@ _FORMS: dict[str, Callable[[Conv, Array, Array], Array]] = {
     "shifted": _products.shifted,
     "unrolled": _products.unrolled,
     "depthwise": _products.depthwise,
-    "paired": _paired,
 }

@@ -5,13 +5,10 @@ import math
 import jax.numpy as jnp
 
 from sslx.lowering import _forms
-from sslx.lowering._conv import Conv, dilated
+from sslx.lowering._conv import Conv
 from sslx.lowering._forms import XLA, Form, Kind
 
 _CHUNK_BYTES = 2 << 20
-_COLOURS = 4
-_FEW = 24
-_MANY = 2048
 _MOST_BYTES = 1 << 29
 _DENSE: tuple[Kind, ...] = ("xla", "im2col", "dot")
 _GATHERS: tuple[Kind, ...] = ("gather", "gather_columns")
@@ -20,7 +17,7 @@ _INNER: tuple[Kind, ...] = ("crop", "union", "gather", "gather_columns", "classe
 
 def candidates(conv: Conv) -> list[Form]:
     """All forms that apply and may win, XLA's own first."""
-    found = [XLA]
+    found = [XLA, Form("direct")]
     if conv.groups > 1:
         found += [Form("depthwise")]
         if conv.groups <= 8:
@@ -34,10 +31,6 @@ def candidates(conv: Conv) -> list[Form]:
         found += [Form("phases", inner=kind) for kind in _DENSE]
     elif conv.columns is None:
         found += [Form(kind) for kind in ("crop", "dot", "im2col", "unrolled")]
-        if conv.rhs[-1] <= 2 * _FEW:
-            found += [Form("paired")]
-        if _is_gradient(conv):
-            found += [Form("outer", _outer_chunk(conv))]
         if conv.rhs[-2] >= 128:
             found += [Form("shifted")]
     else:
@@ -68,18 +61,19 @@ def rule(conv: Conv) -> Form:
 
     | convolution | form |
     | --- | --- |
+    | float32 or float64, no groups of images | `direct` |
     | one channel per group | `depthwise` |
     | 2 to 8 groups | `split`, each part as below |
     | a dilated input without strides | `phases` |
     | one tap, no padding | `dot` |
-    | a weight gradient: few positions, a kernel like the image | `outer`, in chunks |
     | one position | `unrolled` |
     | a kernel larger than the image | `unrolled`, or `im2col` |
     | half of the columns zero or more | `gather_columns`, in chunks |
     | other zero columns | `crop` |
-    | 24 filters of 24 channels or 2,048 positions, 32 of 4 channels | `paired` |
     | else | `xla` |
     """
+    if not _forms.applies(Form("direct"), conv):
+        return Form("direct")
     if conv.batch_groups > 1:
         return XLA
     if conv.groups > 1:
@@ -94,8 +88,6 @@ def rule(conv: Conv) -> Form:
         return XLA if _forms.applies(phases, conv) else phases
     if not _forms.applies(Form("dot"), conv):
         return Form("dot")
-    if _is_gradient(conv):
-        return Form("outer", _outer_chunk(conv))
     if math.prod(conv.out) == 1:
         return Form("unrolled")
     if any(k > n for k, n in zip(conv.window, conv.image, strict=True)):
@@ -105,49 +97,7 @@ def rule(conv: Conv) -> Form:
         if conv.mask.mean() <= 0.5:
             return Form("gather_columns", next(iter(chunks(conv)), 0))
         return Form("crop")
-    channels, filters = conv.rhs[-2:]
-    positions = conv.lhs[0] * math.prod(conv.out)
-    thin = filters <= _FEW and (channels <= _FEW or positions >= _MANY)
-    if thin or (channels <= _COLOURS and filters <= 32):
-        return XLA if _forms.applies(Form("paired"), conv) else Form("paired")
     return XLA
-
-
-def _is_gradient(conv: Conv) -> bool:
-    """Whether it looks like a weight gradient: few outputs of a kernel like the image.
-
-    The whole image as one kernel, without dilation, may as well be a dense layer.
-    """
-    spans = map(dilated, conv.window, conv.rhs_dilation)
-    covers = all(2 * span >= n for span, n in zip(spans, conv.image, strict=True))
-    taps, positions = math.prod(conv.window), math.prod(conv.out)
-    moves = positions > 1 or any(d > 1 for d in conv.rhs_dilation)
-    plain = all(s == 1 for s in conv.strides)
-    return covers and plain and moves and taps >= 16 and taps > positions
-
-
-def _outer_chunk(conv: Conv) -> int:
-    """Channels at a time whose shifted inputs and kernels fit the cache."""
-    channels = conv.lhs[-1]
-    shifts = math.prod(conv.out)
-    row = (conv.lhs[0] + conv.rhs[-1]) * shifts ** (1 / len(conv.out))
-    per_channel = row * math.prod(conv.window) * 4
-    parts = [n for n in range(1, channels) if channels % n == 0]
-    fitting = [n for n in parts if n * per_channel <= _CHUNK_BYTES]
-    return fitting[-1] if fitting and per_channel * channels > _CHUNK_BYTES else 0
-
-
-def rule_width(kept: int) -> int:
-    """How many channels to keep on a CPU where `kept` are alive.
-
-    Multiples of 8, up to 64. XLA's convolutions are slower just below a multiple than
-    at it. One or two above an even multiple, rounding up to the odd one adds as much
-    work as it saves (17 stays 17, but 25 becomes 32).
-    """
-    above, multiple = kept % 8, -(-kept // 8) * 8
-    if kept >= 64 or (above in (1, 2) and multiple % 16 and kept > 8):
-        return kept
-    return multiple
 
 
 def _inner(conv: Conv) -> list[Kind]:

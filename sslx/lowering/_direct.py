@@ -1,0 +1,125 @@
+"""Direct convolution: machine code that reads only the columns that are not zero."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sslx.lowering import _llvm, _sweep
+from sslx.lowering._conv import Conv, dilated
+from sslx.lowering._sweep import Machine
+
+
+def unfit(conv: Conv) -> str | None:
+    """Why a convolution cannot be computed directly, or None."""
+    if _llvm.machine() is None or jax.default_backend() != "cpu":
+        return "there is no code for this device"
+    if conv.batch_groups > 1:
+        return "it has groups of images"
+    if conv.dtype not in ("float32", "float64") or conv.result != conv.dtype:
+        return f"there is no code for {conv.dtype} to {conv.result}"
+    if not conv.window or not math.prod(conv.lhs) * math.prod(conv.out):
+        return "it has no image"
+    if max(math.prod(conv.lhs), math.prod(conv.rhs)) >= 1 << 31:
+        return "it is too large for 32-bit offsets"
+    return None
+
+
+def is_gradient(conv: Conv) -> bool:
+    """Whether it looks like a weight gradient: few outputs of a kernel like the image.
+
+    The whole image as one kernel, without dilation, may as well be a dense layer.
+    """
+    spans = map(dilated, conv.window, conv.rhs_dilation)
+    covers = all(2 * span >= n for span, n in zip(spans, conv.image, strict=True))
+    taps, positions = math.prod(conv.window), math.prod(conv.out)
+    moves = positions > 1 or any(d > 1 for d in conv.rhs_dilation)
+    plain = all(s == 1 for s in conv.strides)
+    alone = conv.groups == 1 and all(d == 1 for d in conv.lhs_dilation)
+    return covers and plain and moves and alone and taps >= 16 and taps > positions
+
+
+def direct(
+    conv: Conv, x: Float[Array, "*lhs"], w: Float[Array, "*rhs"]
+) -> Float[Array, "N *out O"]:
+    """The convolution, where it is not `unfit`.
+
+    Its derivatives are left to XLA, `jax.vmap` computes one after the other, and
+    operands that are spread over several devices are brought together first.
+    """
+    machine = _llvm.machine()
+    assert machine is not None, "see `unfit`"
+    return swept(conv, machine, is_gradient(conv), x, w)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def swept(
+    conv: Conv,
+    machine: Machine,
+    gradient: bool,
+    x: Float[Array, "*lhs"],
+    w: Float[Array, "*rhs"],
+) -> Float[Array, "N *out O"]:
+    """`direct` as planned for a machine, which may have shorter vectors than this one.
+
+    Args:
+      conv: what to compute.
+      machine: whose vectors to use.
+      gradient: read the operands in the memory order of a weight gradient.
+      x: shape `conv.lhs`.
+      w: shape `conv.rhs`.
+    """
+    plan = _plan(conv, machine, gradient)
+    shape = (conv.lhs[0], *conv.out, conv.rhs[-1])
+    shares = plan.shares if gradient else 1
+    x_order, w_order = _sweep.memory_order(conv, gradient)
+    call = jax.ffi.ffi_call(
+        _llvm.target(plan),
+        (
+            jax.ShapeDtypeStruct((shares, *shape), x.dtype),
+            jax.ShapeDtypeStruct((_llvm.scratch_size(plan),), x.dtype),
+        ),
+        vmap_method="sequential",
+        input_layouts=(x_order, w_order if plan.fold == 1 else None),
+    )
+    if plan.channelwise:
+        w = _masked(conv, w)
+    if plan.fold > 1:
+        rows = w.reshape(-1, plan.fold, conv.rhs[-1]).swapaxes(1, 2)
+        free = plan.lanes // plan.fold - conv.rhs[-1]
+        w = jnp.pad(rows, ((0, 0), (0, free), (0, 0)))
+    y, _ = call(x, w)
+    return y.sum(0) if shares > 1 else y.reshape(shape)
+
+
+_plan = functools.lru_cache(1024)(_sweep.plan)
+
+
+@functools.partial(swept.defjvp, symbolic_zeros=True)
+def _jvp(
+    conv: Conv, machine: Machine, gradient: bool, primals: Any, tangents: Any
+) -> tuple[Any, Any]:
+    x, w = primals
+    y = swept(conv, machine, gradient, x, w)
+    parts = []
+    dx, dw = tangents
+    if not _is_zero(dx):
+        parts.append(conv.run(dx, _masked(conv, w)))
+    if not _is_zero(dw):
+        parts.append(conv.run(x, _masked(conv, dw)))
+    zero = jax.custom_derivatives.SymbolicZero
+    return y, sum(parts[1:], parts[0]) if parts else zero.from_primal_value(y)
+
+
+def _is_zero(tangent: object) -> bool:
+    return isinstance(tangent, jax.custom_derivatives.SymbolicZero)
+
+
+def _masked(conv: Conv, w: Array) -> Array:
+    if conv.columns is None:
+        return w
+    by_group = w.reshape(*conv.rhs[:-1], conv.groups, -1)
+    return jnp.where(conv.mask[..., None], by_group, 0).reshape(w.shape)

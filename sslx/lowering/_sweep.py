@@ -1,0 +1,485 @@
+"""A convolution as a walk over tiles of its output, planned ahead.
+
+Every output entry is a sum over the columns of the kernel that meet the image. Entries
+whose columns are the same, relative to where they stand, form a class: the inside of an
+image, an edge, a corner, a phase of a dilated input. A tile is some positions of one
+class times some vectors of filters, held in registers while its columns are gone
+through: `y[p, f] += x[base[p] + offset[k]] * w[k, f]`. Nothing is gathered or padded,
+and columns that are zero cost nothing.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from sslx.lowering._conv import Conv
+
+
+class Machine(NamedTuple):
+    """Vector registers of a processor: bytes of each, and how many; and cores."""
+
+    bytes: int
+    registers: int
+    cores: int
+
+
+class Kernel(NamedTuple):
+    """The positions of a tile: runs of equally distant ones.
+
+    Attributes:
+      length: positions of a run.
+      x_step: their distance in `x`, in entries.
+      y_step: their distance in `y`.
+      runs: how many runs.
+    """
+
+    length: int
+    x_step: int
+    y_step: int
+    runs: int
+
+
+class Tile(NamedTuple):
+    """Filters of one group that are computed together.
+
+    Attributes:
+      group: of filters.
+      first: filter, counted over all groups.
+      vectors: of filters.
+      tail: filters in the last vector.
+    """
+
+    group: int
+    first: int
+    vectors: int
+    tail: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Visit:
+    """All tiles of one class of positions that one kernel computes.
+
+    Attributes:
+      kernel: which.
+      columns: per group of filters, offsets in `x` and rows of `w`.
+      runs: offsets of the runs in `x` and `y`, `kernel.runs` of them per tile.
+    """
+
+    kernel: Kernel
+    columns: tuple[Int[np.ndarray, "_ 2"], ...]
+    runs: Int[np.ndarray, "runs 2"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A planned convolution; distances are in entries.
+
+    Attributes:
+      dtype: of all arrays.
+      lanes: entries of a vector.
+      tiles: of filters.
+      visits: of positions.
+      row: distance of the rows of `w`.
+      packed: per group the rows that are copied to stand one behind the other before a
+        tile of filters is computed, or None.
+      blocks: how often `x` and `w` are advanced.
+      shares: of the blocks, each with an output of its own; a share of several blocks
+        adds them up.
+      x_block, w_block: from a block to the next.
+      y_share: from a share's output to the next.
+      x_group: from the channels of a group to those of the next.
+      parts: of the positions, for more cores to work on.
+      together: tiles that one worker computes one after the other while it has a block.
+      channelwise: whether every filter reads the channel of its own number.
+      fold: neighbouring channels that stand side by side in a vector, where there are
+        few filters; their sums are added up in the end. Rows of `w` are then vectors,
+        channel after channel for every filter.
+      workers: at most.
+    """
+
+    dtype: str
+    lanes: int
+    tiles: tuple[Tile, ...]
+    visits: tuple[Visit, ...]
+    row: int
+    packed: tuple[Int[np.ndarray, " _"], ...] | None
+    blocks: int
+    shares: int
+    x_block: int
+    w_block: int
+    y_share: int
+    x_group: int
+    parts: int
+    together: int
+    channelwise: bool
+    fold: int
+    workers: int
+
+
+def memory_order(conv: Conv, gradient: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The axes of `x` and `w` from the slowest to the fastest in memory.
+
+    A weight gradient comes with images and channels in each other's place; it is read
+    as it lies.
+    """
+    n = len(conv.lhs)
+    if gradient:
+        return (n - 1, *range(1, n - 1), 0), (n - 2, *range(n - 2), n - 1)
+    return tuple(range(n)), tuple(range(n))
+
+
+def plan(conv: Conv, machine: Machine, gradient: bool = False) -> Sweep:
+    """How to walk through a convolution without groups of images.
+
+    Args:
+      conv: what to compute, in float32 or float64.
+      machine: where.
+      gradient: add up over blocks of channels, with the operands in the memory order of
+        a weight gradient.
+    """
+    itemsize = jnp.dtype(conv.dtype).itemsize
+    lanes = machine.bytes // itemsize
+    channelwise = conv.groups > 1 and conv.rhs[-2:] == (1, conv.groups)
+    groups = 1 if channelwise else conv.groups
+    per_group = conv.rhs[-1] // groups
+    fold = 1 if gradient or groups > 1 or channelwise else folded(conv, lanes)
+    vectors = -(-per_group * fold // lanes)
+    x_order, _ = memory_order(conv, gradient)
+    images, channels = conv.lhs[0], conv.lhs[-1]
+    x_strides = _strides(conv.lhs, x_order)
+    y_strides = _strides((images, *conv.out, conv.rhs[-1]), range(len(conv.lhs)))
+    inside = gradient or math.prod(conv.rhs) * itemsize <= _BLOCK_BYTES
+    if gradient:
+        batch, blocks = images, channels
+        shares = _shares(conv, machine)
+    else:
+        apart = 1 if inside else groups * -(-vectors // 2)
+        batch = _batch(conv, machine, itemsize, apart)
+        blocks = shares = images // batch
+    positions = _classes(conv, x_strides, y_strides, batch)
+    columns = [_columns(conv, c, x_strides, gradient, fold) for c in positions]
+    found = []
+    for size in range(1, min(vectors, 6) + 1):
+        count = -(-vectors // size)
+        widest = -(-vectors // count)
+        ways = [
+            _best(c, len(k[0]), widest, machine, channelwise)
+            for c, k in zip(positions, columns, strict=True)
+        ]
+        found.append((count * sum(w[0] for w in ways), count, ways))
+    cycles, count, ways = min(found, key=lambda f: f[0])
+    visits = tuple(
+        visit
+        for c, k, (_, kernels) in zip(positions, columns, ways, strict=True)
+        for visit in _visits(c, k, kernels)
+    )
+    tiles = _tiles(groups, per_group, count, lanes // fold)
+    tasks = shares if inside else shares * len(tiles)
+    wanted = -(-4 * machine.cores // tasks)
+    per_task = cycles * groups * shares * (blocks // shares) / tasks
+    parts = max(1, min(wanted, int(per_task / _FEWEST_CYCLES)))
+    if inside and not gradient and len(tiles) > 1:
+        parts = max(parts, -(-batch * _image_bytes(conv, itemsize) // _BLOCK_BYTES))
+    packed = None
+    at = batch * math.prod(conv.out) // parts * (shares if inside else 1)
+    if count > 1 and at >= _POSITIONS_TO_PACK and not gradient:
+        visits, packed = _packed(visits)
+    return Sweep(
+        dtype=conv.dtype,
+        lanes=lanes,
+        tiles=tiles,
+        visits=visits,
+        row=lanes if fold > 1 else conv.rhs[-1],
+        packed=packed,
+        blocks=blocks,
+        shares=shares,
+        x_block=x_strides[-1] if gradient else batch * x_strides[0],
+        w_block=math.prod(conv.window) * conv.rhs[-1] if gradient else 0,
+        y_share=(images if gradient else batch) * y_strides[0],
+        x_group=0 if channelwise else conv.rhs[-2] * x_strides[-1],
+        parts=parts,
+        together=len(tiles) if inside else 1,
+        channelwise=channelwise,
+        fold=fold,
+        workers=machine.cores,
+    )
+
+
+def folded(conv: Conv, lanes: int) -> int:
+    """How many neighbouring channels fit a vector, side by side."""
+    fold = 1
+    while 2 * fold <= 4 and 2 * fold * conv.rhs[-1] <= lanes:
+        if conv.rhs[-2] % (2 * fold):
+            break
+        pairs = conv.mask.reshape(*conv.window, -1, 2 * fold)
+        if not (pairs == pairs[..., :1]).all():
+            break
+        fold *= 2
+    return fold
+
+
+_FEWEST_CYCLES = 5000
+_POSITIONS_TO_PACK = 48
+_BLOCK_BYTES = 1 << 20
+
+
+def _strides(shape: tuple[int, ...], order: "range | tuple[int, ...]") -> list[int]:
+    strides, distance = [0] * len(shape), 1
+    for axis in reversed(order):
+        strides[axis] = distance
+        distance *= shape[axis]
+    return strides
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def _batch(conv: Conv, machine: Machine, itemsize: int, apart: int) -> int:
+    """Images of a block: they fit a cache and leave enough blocks for all cores."""
+    image = _image_bytes(conv, itemsize)
+    sizes = _divisors(conv.lhs[0])
+    fitting = [b for b in sizes if b * image <= _BLOCK_BYTES] or [1]
+    busy = [b for b in fitting if conv.lhs[0] // b * apart >= 4 * machine.cores]
+    return busy[-1] if busy else fitting[0]
+
+
+def _image_bytes(conv: Conv, itemsize: int) -> int:
+    entries = math.prod(conv.lhs[1:]) + math.prod(conv.out) * conv.rhs[-1]
+    return entries * itemsize
+
+
+def _shares(conv: Conv, machine: Machine) -> int:
+    """Parts of a weight gradient that are added up in the end."""
+    out = conv.lhs[0] * math.prod(conv.out) * conv.rhs[-1]
+    most = (math.prod(conv.lhs) + math.prod(conv.rhs)) // (4 * out)
+    sizes = [d for d in _divisors(conv.lhs[-1]) if d <= 4 * machine.cores]
+    return max([d for d in sizes if d <= most], default=1)
+
+
+class _Line(NamedTuple):
+    """Equally distant positions along one axis: how many, and steps in `x` and `y`."""
+
+    size: int
+    x_step: int
+    y_step: int
+
+
+class _Class(NamedTuple):
+    """Positions whose columns are the same.
+
+    Attributes:
+      lines: one per axis, images first.
+      x, y: offsets of the first one.
+      taps: per spatial axis, taps that meet the image, and what they read, relative
+        to the position.
+    """
+
+    lines: tuple[_Line, ...]
+    x: int
+    y: int
+    taps: tuple[tuple[tuple[int, int], ...], ...]
+
+
+def _classes(
+    conv: Conv, x_strides: list[int], y_strides: list[int], batch: int
+) -> list[_Class]:
+    images = _Line(batch, x_strides[0], y_strides[0])
+    found = []
+    axes = [_along(conv, axis) for axis in range(len(conv.window))]
+    for parts in itertools.product(*axes):
+        lines, x, y = [images], 0, 0
+        for axis, (first, count, step, base, base_step, _) in enumerate(parts):
+            sx, sy = x_strides[axis + 1], y_strides[axis + 1]
+            lines.append(_Line(count, base_step * sx, step * sy))
+            x, y = x + base * sx, y + first * sy
+        found.append(_Class(tuple(lines), x, y, tuple(p[-1] for p in parts)))
+    return found
+
+
+def _along(conv: Conv, axis: int) -> list[tuple[int, int, int, int, int, tuple]]:
+    """Classes of positions along one axis: first, count, step, in `y` and in `x`."""
+    stride, dilation = conv.strides[axis], conv.lhs_dilation[axis]
+    taps = np.arange(conv.window[axis]) * conv.rhs_dilation[axis]
+    at = np.arange(conv.out[axis]) * stride
+    base = at // dilation
+    entry = at[:, None] + taps - conv.padding[axis][0]
+    meets = (entry % dilation == 0) & (entry >= 0)
+    meets &= entry // dilation < conv.image[axis]
+    reads = entry // dilation - base[:, None]
+    members: dict[tuple, list[int]] = {}
+    for o in range(conv.out[axis]):
+        key = tuple((int(k), int(reads[o, k])) for k in np.flatnonzero(meets[o]))
+        members.setdefault(key, []).append(o)
+    found = []
+    for key, positions in members.items():
+        for part in _progressions(positions, base):
+            step = part[1] - part[0] if len(part) > 1 else 0
+            x_step = int(base[part[1]] - base[part[0]]) if len(part) > 1 else 0
+            x = int(base[part[0]])
+            found.append((part[0], len(part), step, x, x_step, key))
+    return found
+
+
+def _progressions(positions: list[int], base: np.ndarray) -> list[list[int]]:
+    at = np.array(positions)
+    even = all(np.unique(np.diff(v)).size <= 1 for v in (at, base[at]))
+    return [positions] if even else [[p] for p in positions]
+
+
+def _columns(
+    conv: Conv, c: _Class, x_strides: list[int], gradient: bool, fold: int
+) -> tuple[np.ndarray, ...]:
+    """Per group, offsets in `x` and rows of `w` of the columns that a class meets."""
+    taps = np.zeros((1,), int)
+    reads = np.zeros((1,), int)
+    for axis, pairs in enumerate(c.taps):
+        k, rel = np.array(pairs, int).reshape(-1, 2).T
+        taps = (taps[:, None] * conv.window[axis] + k).reshape(-1)
+        reads = (reads[:, None] + rel * x_strides[axis + 1]).reshape(-1)
+    mask = conv.mask.reshape(-1, *conv.mask.shape[-2:])[taps]
+    if gradient or conv.rhs[-2] == 1:
+        alive = mask.any((1, 2))
+        return (np.stack([reads[alive], taps[alive]], 1).astype(np.int32),)
+    channels = np.arange(0, conv.rhs[-2], fold)
+    x = reads[:, None] + channels * x_strides[-1]
+    rows = taps[:, None] * len(channels) + channels // fold
+    mask = mask[:, ::fold]
+    whole = np.stack([x, rows], -1).astype(np.int32)
+    if conv.columns is None:
+        return (whole.reshape(-1, 2),) * conv.groups
+    return tuple(whole[mask[..., g]] for g in range(conv.groups))
+
+
+def _tiles(groups: int, filters: int, count: int, lanes: int) -> tuple[Tile, ...]:
+    """Filters of every group in tiles of nearly equal width."""
+    vectors = -(-filters // lanes)
+    tail = filters - (vectors - 1) * lanes
+    ends = [i * vectors // count for i in range(count + 1)]
+    return tuple(
+        Tile(g, g * filters + a * lanes, b - a, tail if b == vectors else lanes)
+        for g in range(groups)
+        for a, b in itertools.pairwise(ends)
+    )
+
+
+class _Choice(NamedTuple):
+    """A run's axis and length, and runs per tile."""
+
+    axis: int
+    length: int
+    runs: int
+
+
+def _best(
+    c: _Class, columns: int, vectors: int, machine: Machine, channelwise: bool
+) -> tuple[float, _Choice]:
+    """The cheapest tile for a class: estimated cycles, and what it is."""
+    most = (machine.registers - 2 - vectors) // vectors
+    counts = [line.size for line in c.lines]
+    return _cheapest(tuple(counts), columns, vectors, most, channelwise)
+
+
+@functools.lru_cache(4096)
+def _cheapest(
+    counts: tuple[int, ...], columns: int, vectors: int, most: int, channelwise: bool
+) -> tuple[float, _Choice]:
+    total = math.prod(counts)
+    found = []
+    for axis, count in enumerate(counts):
+        for length in range(1, min(count, most) + 1):
+            runs = min(_MOST_RUNS, most // length, total // count * (count // length))
+            cost = 0.0
+            for size, times in ((length, count // length), (count % length, 1)):
+                if size:
+                    cost += _cycles(
+                        total // count * times,
+                        size,
+                        runs,
+                        columns,
+                        vectors,
+                        channelwise,
+                    )
+            far = 1.03 if axis == 0 and length > 1 else 1.0
+            found.append((far * cost, _Choice(axis, length, runs)))
+    return min(found)
+
+
+_MOST_RUNS = 8
+
+
+def _cycles(
+    runs: int, length: int, together: int, columns: int, vectors: int, channelwise: bool
+) -> float:
+    """Estimate for all runs of one length: two products or loads at a time."""
+    cost = 0.0
+    for per_tile, tiles in ((together, runs // together), (runs % together, 1)):
+        positions = per_tile * length
+        if not positions:
+            continue
+        reads = positions * vectors if channelwise else positions
+        step = max(positions * vectors, reads + vectors + 2, 8) / 2
+        step += vectors / 4 + positions / 20
+        cost += tiles * (columns * step + 20 + positions * vectors)
+    return cost
+
+
+def _visits(c: _Class, columns: tuple[np.ndarray, ...], choice: _Choice) -> list[Visit]:
+    line = c.lines[choice.axis]
+    found = []
+    for start, stop, length in (
+        (0, line.size // choice.length * choice.length, choice.length),
+        (
+            line.size - line.size % choice.length,
+            line.size,
+            line.size % choice.length,
+        ),
+    ):
+        if not length or start == stop:
+            continue
+        x, y = np.array([c.x]), np.array([c.y])
+        for axis, other in enumerate(c.lines):
+            at = (
+                np.arange(start, stop, length)
+                if axis == choice.axis
+                else np.arange(other.size)
+            )
+            x = (x[:, None] + at * other.x_step).reshape(-1)
+            y = (y[:, None] + at * other.y_step).reshape(-1)
+        runs = np.stack([x, y], 1).astype(np.int32)
+        whole = len(runs) // choice.runs * choice.runs
+        for together, some in (
+            (choice.runs, runs[:whole]),
+            (len(runs) - whole, runs[whole:]),
+        ):
+            if len(some):
+                kernel = Kernel(length, line.x_step, line.y_step, together)
+                found.append(Visit(kernel, columns, some))
+    return found
+
+
+def _packed(
+    visits: tuple[Visit, ...],
+) -> tuple[tuple[Visit, ...], tuple[np.ndarray, ...]]:
+    """Rows of `w` renumbered in the order in which they are copied together."""
+    rows = tuple(
+        np.unique(np.concatenate([v.columns[g][:, 1] for v in visits]))
+        for g in range(len(visits[0].columns))
+    )
+    renumbered = tuple(
+        dataclasses.replace(
+            v,
+            columns=tuple(
+                np.stack([k[:, 0], np.searchsorted(r, k[:, 1])], 1).astype(np.int32)
+                for k, r in zip(v.columns, rows, strict=True)
+            ),
+        )
+        for v in visits
+    )
+    return renumbered, rows
