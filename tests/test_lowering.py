@@ -17,7 +17,7 @@ import sslx
 from sslx import lowering
 from sslx.lowering import Columns, Conv, Form
 from sslx.lowering._direct import swept
-from sslx.lowering._sweep import Machine
+from sslx.lowering._llvm import Machine
 
 KINDS = (
     "xla",
@@ -69,6 +69,9 @@ def specifications(draw: st.DrawFn) -> dict[str, Any]:
 def convolution(density: float, seed: int, **fields: Any) -> Conv:
     conv = Conv(**fields)
     hypothesis.assume(all(n > 0 for n in conv.out))
+    # jaxlib 0.10.2 aborts on dilated images of one pixel with groups.
+    one_pixel = min(conv.image) == 1 and max(conv.lhs_dilation) > 1
+    hypothesis.assume(conv.groups == 1 or not one_pixel)
     shape = (*conv.rhs[:-1], conv.groups)
     mask = np.random.default_rng(seed).random(shape) < density
     return dataclasses.replace(conv, columns=Columns.of(mask))
@@ -351,3 +354,66 @@ def test_the_rule_gathers_where_most_columns_are_zero() -> None:
     assert small.tuned is not None
     first, second = small.tuned.choices
     assert first.form.kind == "gather_columns" and second.form.kind == "crop"
+
+
+@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.given(st.data())
+def test_pools_as_slices_are_exact(data: st.DataObject) -> None:
+    ndim = data.draw(st.integers(1, 2))
+    several = lambda low, high: tuple(
+        data.draw(st.integers(low, high)) for _ in range(ndim)
+    )
+    window, strides = several(1, 4), several(1, 3)
+    pads = tuple((data.draw(st.integers(0, 2)), 1) for _ in range(ndim))
+    combine, start = data.draw(
+        st.sampled_from([("add", 0.0), ("max", -np.inf), ("min", np.inf)])
+    )
+
+    def pool(x: jax.Array) -> jax.Array:
+        return jax.lax.reduce_window(
+            x,
+            start,
+            getattr(jax.lax, combine),
+            (1, *window, 1),
+            (1, *strides, 1),
+            ((0, 0), *pads, (0, 0)),
+        )
+
+    with jax.enable_x64(True):
+        x = jax.random.normal(jax.random.key(0), (2, *several(4, 9), 3))
+        tuned = sslx.tune(pool, x)
+        assert "reduce_window" not in str(jax.make_jaxpr(tuned.apply)(x))
+        np.testing.assert_allclose(tuned(x), pool(x), 1e-13)
+
+        def slope(fn: Any) -> jax.Array:
+            return jax.grad(lambda x: jnp.sum(fn(jnp.round(x)) * jnp.cos(pool(x))))(x)
+
+        np.testing.assert_allclose(slope(tuned.apply), slope(pool), 1e-12, 1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("count", [1, 7, 40, 90])
+def test_channels_are_moved_exactly(count: int, dtype: str) -> None:
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(count)
+        x = jnp.asarray(rng.standard_normal((3, 9, 11, 64)), dtype)
+        for places in (
+            rng.integers(0, 64, count),
+            rng.integers(0, 80, count),
+            np.sort(rng.permutation(100)[:count]),
+        ):
+
+            def taken(x: jax.Array, places: Any = places) -> jax.Array:
+                return jnp.take(x, places, axis=-1, mode="fill", fill_value=0) * 2
+
+            tuned = sslx.tune(taken, x)
+            code = str(jax.make_jaxpr(tuned.apply)(x))
+            assert "ffi_call" in code and "gather" not in code
+            np.testing.assert_array_equal(tuned(x), taken(x))
+            y = jnp.asarray(rng.standard_normal((3, 9, 11, count)), dtype)
+            _, back = jax.vjp(tuned.apply, x)
+            _, expected = jax.vjp(taken, x)
+            np.testing.assert_allclose(back(y)[0], expected(y)[0], 1e-6)
+        nan = jnp.full_like(x, jnp.nan)
+        fill = functools.partial(jnp.take, indices=places, axis=-1)
+        np.testing.assert_array_equal(sslx.tune(fill, nan)(nan), fill(nan))

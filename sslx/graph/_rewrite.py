@@ -268,12 +268,13 @@ class Rewriter:
             return _take_all(array, have, target)
         there = both(have, target)
         part = _take_all(array, have, there)
-        base = self._base(value, target)
+        empty = filled(self.live, value, target) is None
+        base = None if empty else self._base(value, target)
         where = [
             None if h is t or not some(h != t) else _picked(t, h)
             for h, t in zip(there, target, strict=True)
         ]
-        return _scatter(base, part, where)
+        return _spread(base, part, where, sizes_of(target))
 
     def _base(self, value: Value, target: Masks) -> Any:
         """The wanted slices as far as they are not computed: constants and zeros."""
@@ -334,16 +335,31 @@ def _take_all(array: Any, have: Masks, target: Masks) -> Any:
     return array
 
 
-def _scatter(base: Any, part: Any, where: Sequence[np.ndarray | None]) -> Any:
-    """Put a part in place along every axis that has positions."""
-    axes = [a for a, w in enumerate(where) if w is not None]
-    if not axes:
-        return part
-    moved = jnp.moveaxis(base, axes, range(len(axes)))
-    places = np.ix_(*(where[a] for a in axes))  # pyright: ignore[reportArgumentType]
-    update = jnp.moveaxis(part, axes, range(len(axes)))
-    done = moved.at[places].set(update, unique_indices=True, indices_are_sorted=True)
-    return jnp.moveaxis(done, range(len(axes)), axes)
+def _spread(
+    base: Any | None,
+    part: Any,
+    where: Sequence[np.ndarray | None],
+    sizes: Sequence[int],
+) -> Any:
+    """Put a part in place along every axis that has positions; elsewhere is the base.
+
+    Args:
+      base: None means zero.
+      part: what there is.
+      where: per axis, the positions of its slices, or None if it has all.
+      sizes: of the result.
+    """
+    if part.size == 0:
+        return jnp.zeros(sizes, part.dtype) if base is None else base
+    inside = np.ones((1,) * len(sizes), bool)
+    for axis, places in enumerate(where):
+        if places is not None:
+            source = np.full(sizes[axis], part.shape[axis], np.int32)
+            source[places] = np.arange(places.size)
+            line = [-1 if a == axis else 1 for a in range(len(sizes))]
+            inside = inside & (source < part.shape[axis]).reshape(line)
+            part = jnp.take(part, source, axis=axis, mode="fill", fill_value=0)
+    return part if base is None else jnp.where(inside, part, base)
 
 
 def _evaluate(

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sslx.lowering import _llvm, _sweep
+from sslx.lowering import _llvm, _sweep, _sweep_code
 from sslx.lowering._conv import Conv, dilated
-from sslx.lowering._sweep import Machine
+from sslx.lowering._llvm import Machine
 
 
 def unfit(conv: Conv) -> str | None:
@@ -77,10 +77,10 @@ def swept(
     shares = plan.shares if gradient else 1
     x_order, w_order = _sweep.memory_order(conv, gradient)
     call = jax.ffi.ffi_call(
-        _llvm.target(plan),
+        _sweep_code.target(plan),
         (
             jax.ShapeDtypeStruct((shares, *shape), x.dtype),
-            jax.ShapeDtypeStruct((_llvm.scratch_size(plan),), x.dtype),
+            jax.ShapeDtypeStruct((_sweep_code.scratch_size(plan),), x.dtype),
         ),
         vmap_method="sequential",
         input_layouts=(x_order, w_order if plan.fold == 1 else None),

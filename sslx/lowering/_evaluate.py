@@ -1,7 +1,7 @@
 """Evaluate a jaxpr with other forms of its convolutions, bodies of calls included."""
 
+import contextlib
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +13,8 @@ from sslx import _jax_compat
 from sslx.lowering import _forms
 from sslx.lowering._conv import Conv, from_canonical, from_params, to_canonical
 from sslx.lowering._forms import Form
+from sslx.lowering._moves import moved
+from sslx.lowering._reductions import reduced
 
 
 class Ways(NamedTuple):
@@ -20,11 +22,11 @@ class Ways(NamedTuple):
 
     Attributes:
       form: of a convolution, standing in a name scope.
-      sums: whether sums over leading axes become products with ones.
+      reductions: whether sums and pools take forms that are faster on a CPU.
     """
 
     form: Callable[[Conv, str], Form]
-    sums: bool = False
+    reductions: bool = False
 
 
 Alive = np.ndarray | None
@@ -86,11 +88,15 @@ def _equation(
         if form.kind != "xla":
             out = _forms.run(form, conv, *to_canonical(params, *operands))
             return [from_canonical(params, out)]
-    elif name == "reduce_sum" and ways.sums:
-        total = summed(operands[0], params["axes"])
+    if ways.reductions and len(operands) == 1:
+        total = reduced(eqn.primitive, params, operands[0])
         if total is not None:
             return [total]
-    elif name in ("jit", "pjit", "closed_call"):
+    if ways.reductions and name == "gather":
+        taken = moved(params, *operands)
+        if taken is not None:
+            return [taken]
+    if name in ("jit", "pjit", "closed_call"):
         body = params["jaxpr" if "jaxpr" in params else "call_jaxpr"]
         alive = {k: m for k, m in enumerate(known) if m is not None}
         return _evaluate(body, ways, alive, operands)
@@ -106,28 +112,23 @@ def _equation(
                 params[key] = _rewritten(value, ways)
             elif isinstance(value, tuple) and any(map(_jax_compat.is_jaxpr, value)):
                 params[key] = tuple(_rewritten(v, ways) for v in value)
-    out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(params))
+    now = contextlib.nullcontext
+    if all(_is_index(x) for x in operands) and operands:
+        now = _jax_compat.compile_time
+    with now():
+        out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(params))
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
-def summed(x: Any, axes: tuple[int, ...]) -> Any | None:
-    """`x.sum(axes)` as a product with a row of ones; None where that does not pay.
-
-    On a CPU XLA adds up one lane at a time where few entries are left per sum; a
-    product uses whole vectors and all cores.
-    """
-    kept = math.prod(x.shape[len(axes) :])
-    if axes != tuple(range(len(axes))) or kept < 2 or x.size < _MANY * kept:
-        return None
-    if x.dtype not in (np.float32, np.float64):
-        return None
-    ones = jnp.ones((x.size // kept,), x.dtype)
-    highest = jax.lax.Precision.HIGHEST
-    total = jnp.matmul(ones, x.reshape(-1, kept), precision=highest)
-    return total.reshape(x.shape[len(axes) :])
+def _is_index(operand: Any) -> bool:
+    """Whether it is a known list of integers, which says where slices are."""
+    if _jax_compat.is_traced(operand) or np.size(operand) > _LONGEST:
+        return False
+    dtype = jnp.result_type(operand)
+    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_)
 
 
-_MANY = 512
+_LONGEST = 1 << 16
 
 
 def _body(jaxpr: Any, ways: Ways, *arrays: Any) -> list[Any]:
@@ -135,7 +136,7 @@ def _body(jaxpr: Any, ways: Ways, *arrays: Any) -> list[Any]:
 
 
 def _rewritten(jaxpr: Any, ways: Ways) -> Any:
-    if not (ways.sums or has_convolution(jaxpr)):
+    if not (ways.reductions or has_convolution(jaxpr)):
         return jaxpr
     return jax.make_jaxpr(functools.partial(_body, jaxpr, ways))(*jaxpr.in_avals)
 

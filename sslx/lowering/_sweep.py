@@ -19,14 +19,7 @@ import numpy as np
 from jaxtyping import Int
 
 from sslx.lowering._conv import Conv
-
-
-class Machine(NamedTuple):
-    """Vector registers of a processor: bytes of each, and how many; and cores."""
-
-    bytes: int
-    registers: int
-    cores: int
+from sslx.lowering._llvm import Machine
 
 
 class Kernel(NamedTuple):

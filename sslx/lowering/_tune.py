@@ -54,8 +54,8 @@ class Tuned:
       compiler_options: what to give to `jax.jit`; they do nothing inside another jit.
       programs: under `"measure"`, seconds of the whole function per way to lower it, of
         which the fastest was taken.
-      sums: whether sums over leading axes are products with ones, which XLA computes
-        faster on a CPU.
+      reductions: whether sums over leading axes are products with ones, and pools the
+        sum or maximum of shifted slices, which XLA computes faster on a CPU.
       nonzero: per array of the call, which entries may differ from zero.
     """
 
@@ -64,7 +64,7 @@ class Tuned:
     choices: tuple[Choice, ...]
     compiler_options: Mapping[str, str]
     programs: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    sums: bool = False
+    reductions: bool = False
     nonzero: Nonzero = ()
 
     def apply(self, *args: Any, **kwargs: Any) -> Any:
@@ -83,7 +83,7 @@ class Tuned:
             return known.get(conv) or default_form(conv)
 
         masks = _masks(self.nonzero)
-        ways = Ways(choose, self.sums)
+        ways = Ways(choose, self.reductions)
         return lowered(_flat(self.fn, call), ways, masks)(*call.arrays)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -114,7 +114,7 @@ class Tuned:
             "lowering": self.lowering,
             "compiler_options": dict(self.compiler_options),
             "programs": dict(self.programs),
-            "sums": self.sums,
+            "reductions": self.reductions,
             "nonzero": [c and c.to_json() for c in self.nonzero],
             "choices": [
                 {
@@ -149,7 +149,7 @@ class Tuned:
             tuple(choices),
             data["compiler_options"],
             data["programs"],
-            data["sums"],
+            data["reductions"],
             tuple(c and Columns.from_json(c) for c in data["nonzero"]),
         )
 
@@ -244,7 +244,7 @@ def by_rule(fn: Callable[..., Any]) -> Tuned:
     ... )
     """
     lowering: Lowering = "rule" if _on_cpu() else "xla"
-    return Tuned(fn, lowering, (), option_sets()[-1], sums=_on_cpu())
+    return Tuned(fn, lowering, (), option_sets()[-1], reductions=_on_cpu())
 
 
 def tune_sparse(
@@ -286,13 +286,13 @@ def _measured(
                 plain,
                 choices=choices,
                 compiler_options=options,
-                sums=name != "xla" and _on_cpu(),
+                reductions=name != "xla" and _on_cpu(),
             )
     distinct = {
         (
             tuple(c.form for c in way.choices),
             tuple(way.compiler_options),
-            way.sums,
+            way.reductions,
         ): name
         for name, way in ways.items()
     }
