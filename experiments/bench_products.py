@@ -22,6 +22,7 @@ from jaxtyping import Float
 from experiments import bench_rounds
 from experiments.bench_alexnet_cases import Case
 from experiments.bench_rounds import Call
+from sslx import lowering
 from sslx.lowering import Conv
 
 Pairs = list[tuple[np.ndarray, np.ndarray]]
@@ -46,8 +47,8 @@ def matrices(conv: Conv, w: Float[np.ndarray, "H W I O"]) -> list[np.ndarray]:
 def calls(case: Case, x: Float[np.ndarray, "N H W C"]) -> tuple[dict[str, Call], dict]:
     """Calls to time, checked; those too slow to repeat, in seconds.
 
-    The first call is the dense product; dense and compact ones are in the layout that
-    was faster in a timing of its own.
+    The first call is the dense product; dense and compact ones are in the layout and
+    form that was fastest in a timing of its own.
     """
     columns = patches(case.dense, x)
     full = list(zip(matrices(case.dense, case.kernel), columns, strict=True))
@@ -90,16 +91,35 @@ def _products(pairs: Any) -> list[Any]:
     return [a @ b for a, b in pairs]
 
 
+@jax.jit
+def _convolutions(pairs: Any) -> list[Any]:
+    """`P' W'` as a convolution of one tap, in the form of the rule."""
+
+    def products(pairs: Any) -> list[Any]:
+        numbers = ("NWC", "WIO", "NWC")
+        run = functools.partial(
+            jax.lax.conv_general_dilated,
+            window_strides=(1,),
+            padding="VALID",
+            dimension_numbers=numbers,
+        )
+        return [run(p[None], w[None])[0] for p, w in pairs]
+
+    return lowering.by_rule(products).apply(pairs)
+
+
 def _faster(pairs: Pairs, expected: list[np.ndarray]) -> Call:
-    """`W P` or its transpose, `P' W'`."""
+    """`W P`, or `P' W'` as a product or in the form of a convolution."""
     ways = {
         "W P": [tuple(map(jnp.asarray, pair)) for pair in pairs],
         "P' W'": [(jnp.asarray(p.T.copy()), jnp.asarray(w.T.copy())) for w, p in pairs],
     }
     _check("W P", _products(ways["W P"]), expected)
     _check("P' W'", _products(ways["P' W'"]), [y.T for y in expected])
-    both = {name: functools.partial(_products, way) for name, way in ways.items()}
-    return both[bench_rounds.fastest(both)]
+    _check("convolution", _convolutions(ways["P' W'"]), [y.T for y in expected])
+    calls = {name: functools.partial(_products, way) for name, way in ways.items()}
+    calls["convolution"] = functools.partial(_convolutions, ways["P' W'"])
+    return calls[bench_rounds.fastest(calls)]
 
 
 # Sparse kernels: no claim of ours, but what anybody would try first.

@@ -87,7 +87,8 @@ class Cache:
 
     def timings(self, conv: Conv, options: Options) -> dict[Form, float]:
         """Of this convolution, measured now if they are not known yet."""
-        key = f"{conv.key}, options={sorted(options.items())}"
+        forms = "; ".join(map(str, candidates(conv)))
+        key = f"{conv.key}, options={sorted(options.items())}, forms={forms}"
         if key not in self.entries:
             found = timings(conv, options)
             self.entries[key] = [

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sslx import _jax_compat
 from sslx._calls import Call, struct, take_apart
 from sslx.lowering._conv import Columns, Conv
 from sslx.lowering._evaluate import Alive, Ways, lowered
@@ -332,7 +333,8 @@ def option_sets() -> list[dict[str, str]]:
     if not _on_cpu():
         return [{}]
     try:
-        jax.jit(lambda x: x + 1, compiler_options=_NO_YNN)(0.0)
+        with _jax_compat.compile_time():
+            jax.jit(lambda x: x + 1, compiler_options=_NO_YNN)(0.0)
     except jax.errors.JaxRuntimeError:
         return [{}]
     return [{}, _NO_YNN]
