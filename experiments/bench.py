@@ -20,7 +20,6 @@ The first prints ratios, and an A/A control that tells how small a difference sh
 import contextlib
 import dataclasses
 import io
-import json
 import pathlib
 import statistics
 import tempfile
@@ -39,13 +38,13 @@ from experiments import (
     bench_analysis,
     bench_lowerings,
     bench_networks,
+    bench_rounds,
     bench_runtimes,
     bench_training,
     checkpoints,
     data,
     models,
     psp_stages,
-    runs,
     sparsity,
     train,
 )
@@ -67,7 +66,7 @@ class Config:
     loop_steps: int = 60
     """Steps in each of these."""
     out: pathlib.Path | None = None
-    """Write the figures to this JSON file."""
+    """Folder for record.json."""
 
 
 def _noise(count: int) -> data.Arrays:
@@ -270,11 +269,7 @@ def main(config: Config) -> dict[str, Any]:
         f"{loop['seconds_per_checkpoint']:.2f} s)"
     )
     record = {"steps": steps, "loop": loop}
-    record["provenance"] = runs.provenance()
-    if config.out is not None:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps(record, indent=1) + "\n")
-    return record
+    return bench_rounds.finish(record, config.out and config.out / "record.json")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ class Config:
     torch_python: pathlib.Path | None = None
     """An interpreter with torch and torch-pruning, to compare with."""
     out: pathlib.Path | None = None
-    """Write the figures to this JSON file."""
+    """Folder for record.json."""
 
 
 def case(name: str) -> Case:
@@ -251,7 +251,7 @@ def main(config: Config) -> dict[str, Any]:
         record["torch_pruning"] = _torch_pruning(
             config.torch_python, shared, config.rounds
         )
-    return bench_rounds.finish(record, config.out)
+    return bench_rounds.finish(record, config.out and config.out / "record.json")
 
 
 def _compile_text(row: dict[str, Any]) -> str:

@@ -45,7 +45,7 @@ class Config:
     torch_modes: tuple[Mode, ...] = ("eager", "channels-last")
     """How PyTorch lays out its images."""
     out: pathlib.Path | None = None
-    """Write the figures to this JSON file."""
+    """Folder for record.json."""
 
 
 def _stage(name: str) -> steps.Stage:
@@ -122,7 +122,7 @@ def main(config: Config) -> dict[str, Any]:
         cases.append(time_network(name, config))
         print(text(cases[-1]), flush=True)
     record: dict[str, Any] = {"torch": versions, "cases": cases}
-    return bench_rounds.finish(record, config.out)
+    return bench_rounds.finish(record, config.out and config.out / "record.json")
 
 
 def text(case: dict[str, Any]) -> str:

@@ -376,7 +376,7 @@ def test_training_end_to_end(
         batch=4,
         rounds=2,
         torch_python=pathlib.Path(python) if python else None,
-        out=tmp_path / "record.json",
+        out=tmp_path,
     )
     bench_training.main(config)
     (case,) = json.loads((tmp_path / "record.json").read_text())["cases"]
@@ -418,11 +418,10 @@ def test_analysis_end_to_end(
         Pool = staticmethod(lambda count: Here())
 
     monkeypatch.setattr("multiprocessing.get_context", lambda method: Context)
-    out = tmp_path / "record.json"
     config = bench_analysis.Config(
-        cases=("depth-2",), compiled=("depth-2",), rounds=1, out=out
+        cases=("depth-2",), compiled=("depth-2",), rounds=1, out=tmp_path
     )
     bench_analysis.main(config)
-    (row,) = json.loads(out.read_text())["cases"]
+    (row,) = json.loads((tmp_path / "record.json").read_text())["cases"]
     assert row["parameters_compact"] < row["parameters"]
     assert row["compile"]["compact_over_dense"]["median"] > 0
