@@ -417,3 +417,17 @@ def test_channels_are_moved_exactly(count: int, dtype: str) -> None:
         nan = jnp.full_like(x, jnp.nan)
         fill = functools.partial(jnp.take, indices=places, axis=-1)
         np.testing.assert_array_equal(sslx.tune(fill, nan)(nan), fill(nan))
+
+
+@hypothesis.settings(max_examples=30, deadline=None)
+@hypothesis.given(specifications())
+def test_direct_convolutions_are_counted(spec: dict[str, Any]) -> None:
+    conv = convolution(**spec | {"density": 1.0})
+    with jax.enable_x64(True):
+        x, w = operands(conv)
+        direct = functools.partial(lowering.run, Form("direct"), conv)
+        found = sslx.measure.cost(lambda w: direct(x, w), w)
+        expected = sslx.measure.cost(lambda w: conv.run(x, w), w)
+        assert found.macs == expected.macs
+        assert found.macs_inside == expected.macs_inside
+        assert found.weights == expected.weights

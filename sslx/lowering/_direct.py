@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from sslx.lowering import _llvm, _sweep, _sweep_code
@@ -91,8 +92,19 @@ def swept(
         rows = w.reshape(-1, plan.fold, conv.rhs[-1]).swapaxes(1, 2)
         free = plan.lanes // plan.fold - conv.rhs[-1]
         w = jnp.pad(rows, ((0, 0), (0, free), (0, 0)))
-    y, _ = call(x, w)
+    y, _ = call(x, w, **_counts(conv, plan))
     return y.sum(0) if shares > 1 else y.reshape(shape)
+
+
+def _counts(conv: Conv, plan: _sweep.Sweep) -> dict[str, np.int64 | str]:
+    """What `sslx.measure.cost` reads: multiply-adds, and the kernel's shape."""
+    inside = plan.macs_inside
+    whole = inside if any(d > 1 for d in conv.lhs_dilation) else conv.macs
+    return {
+        "macs": np.int64(whole),
+        "macs_inside": np.int64(inside),
+        "kernel": " ".join(map(str, conv.rhs)),
+    }
 
 
 _plan = functools.lru_cache(1024)(_sweep.plan)

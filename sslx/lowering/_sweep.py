@@ -114,6 +114,19 @@ class Sweep:
     fold: int
     workers: int
 
+    @property
+    def macs_inside(self) -> int:
+        """Multiply-accumulates, those on padding and on zero columns left out."""
+        count = 0
+        for visit in self.visits:
+            positions = visit.kernel.length * len(visit.runs) * self.blocks
+            for tile in self.tiles:
+                group = tile.group if len(visit.columns) > 1 else 0
+                whole = (tile.vectors - 1) * self.lanes // self.fold
+                filters = whole + tile.tail
+                count += positions * filters * len(visit.columns[group]) * self.fold
+        return count
+
 
 def memory_order(conv: Conv, gradient: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The axes of `x` and `w` from the slowest to the fastest in memory.

@@ -209,7 +209,13 @@ def tune(
 
     Every form is exact: the result differs by rounding only. Convolutions are found
     wherever they stand (`jit`, `scan`, `cond`, `while`, `checkpoint`), those that
-    differentiation made included, so `fn` may be a whole training step.
+    differentiation made included, so `fn` may be a whole training step: tune
+    `jax.grad(loss)` rather than differentiate what was tuned, whose derivatives are
+    XLA's. On a CPU sums, pools and moved channels take faster forms too.
+
+    The direct form is machine code of this process, called through XLA's foreign
+    function interface: it cannot be exported (`jax.export` the function itself), and
+    operands spread over several CPU devices are brought together for it.
 
     Args:
       fn: any JAX function.

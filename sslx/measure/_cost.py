@@ -113,6 +113,8 @@ def cost(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Cost:
     convolution: MACs = output entries * kernel taps * input channels per group
     dot:         MACs = output entries * contracted entries
 
+    The direct convolutions of `sslx.tune` count the columns that they read.
+
     Convolutions and matrix products are counted, wherever they are nested; a `scan`
     multiplies by its length, of a `cond` the dearest branch counts. All taps count, on
     padding too, as is usual in the literature; XLA leaves taps on padding out, which
@@ -208,7 +210,8 @@ class _Walk:
     def step(self, eqn: Any, ins: list[_Origin], times: int) -> list[_Origin]:
         """Walk one equation."""
         name = eqn.primitive.name
-        if name in ("conv_general_dilated", "dot_general"):
+        counted = name == "ffi_call" and "macs" in dict(eqn.params["attributes"])
+        if name in ("conv_general_dilated", "dot_general") or counted:
             self.layers.append(self.layer(eqn, ins, times))
         elif name == "scan":
             return self.scan(eqn, ins, times)
@@ -291,6 +294,11 @@ class _Walk:
             (contracted, _), _ = eqn.params["dimension_numbers"]
             macs = math.prod(out.shape) * math.prod(lhs.shape[a] for a in contracted)
             inside = macs
+        elif eqn.primitive.name == "ffi_call":
+            kind, fixed, said = "conv", [1], dict(eqn.params["attributes"])
+            macs, inside = int(said["macs"]), int(said["macs_inside"])
+            shape = tuple(map(int, said["kernel"].split()))
+            rhs = jax.ShapeDtypeStruct(shape, rhs.dtype)
         else:
             kind, fixed = "conv", [1]
             macs, inside = _conv_macs(eqn.params, lhs.shape, rhs.shape, out.shape)
