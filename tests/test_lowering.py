@@ -356,7 +356,7 @@ def test_the_rule_gathers_where_most_columns_are_zero() -> None:
     assert first.form.kind == "gather_columns" and second.form.kind == "crop"
 
 
-@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.settings(max_examples=10, deadline=None)
 @hypothesis.given(st.data())
 def test_pools_as_slices_are_exact(data: st.DataObject) -> None:
     ndim = data.draw(st.integers(1, 2))

@@ -4,6 +4,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import threading
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +35,7 @@ def machine() -> Machine | None:
     return None
 
 
+_ONE_AT_A_TIME = threading.Lock()
 _COMPILED: dict[str, Any] = {}
 """Tables and code by name, kept as long as XLA may call them."""
 
@@ -48,8 +50,9 @@ def named(text: str, numbers: Int[np.ndarray, " _"]) -> str:
     """
     digest = hashlib.sha256(text.encode() + numbers.tobytes()).hexdigest()
     name = f"sslx_{digest[:24]}"
-    if name not in _COMPILED:
-        _COMPILED[name] = numbers, _compiled(name, text, numbers)
+    with _ONE_AT_A_TIME:
+        if name not in _COMPILED:
+            _COMPILED[name] = numbers, _compiled(name, text, numbers)
     return name
 
 
@@ -66,17 +69,14 @@ def _pointer(address: int) -> str:
     return f"inttoptr (i64 {address} to ptr)"
 
 
-@functools.cache
-def _target_machine_options() -> tuple[str, str]:
+def _target_machine() -> llvm.TargetMachine:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-
-
-def _target_machine() -> llvm.TargetMachine:
-    cpu, features = _target_machine_options()
     return llvm.Target.from_default_triple().create_target_machine(
-        cpu=cpu, features=features, opt=3, jit=True
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=3,
+        jit=True,
     )
 
 
