@@ -22,7 +22,8 @@ class Ways(NamedTuple):
 
     Attributes:
       form: of a convolution, standing in a name scope.
-      reductions: whether sums and pools take forms that are faster on a CPU.
+      reductions: whether sums, pools and moved channels take forms that are faster on
+        a CPU.
     """
 
     form: Callable[[Conv, str], Form]
