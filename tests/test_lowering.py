@@ -431,3 +431,13 @@ def test_direct_convolutions_are_counted(spec: dict[str, Any]) -> None:
         assert found.macs == expected.macs
         assert found.macs_inside == expected.macs_inside
         assert found.weights == expected.weights
+
+
+def test_only_short_indices_are_worked_out_early() -> None:
+    def net(x: jax.Array) -> jax.Array:
+        large = jnp.broadcast_to(jnp.int32(3), (300, 400)) + 1
+        return x * large + jax.lax.fori_loop(0, 3, lambda i, n: n + i, 0)
+
+    code = jax.make_jaxpr(sslx.tune(net, jnp.ones(())).apply)(jnp.ones(()))
+    assert all(np.size(c) < 400 for c in code.consts)
+    assert "scan" in str(code) or "while" in str(code)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -113,16 +114,20 @@ def _equation(
                 params[key] = _rewritten(value, ways)
             elif isinstance(value, tuple) and any(map(_jax_compat.is_jaxpr, value)):
                 params[key] = tuple(_rewritten(v, ways) for v in value)
-    now = contextlib.nullcontext
-    if all(_is_index(x) for x in operands) and operands:
-        now = _jax_compat.compile_time
-    with now():
+    early = _finds_slices(eqn, operands)
+    with _jax_compat.compile_time() if early else contextlib.nullcontext():
         out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(params))
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
+def _finds_slices(eqn: Any, operands: list[Any]) -> bool:
+    """Whether it is arithmetic on short known integers, which say where slices are."""
+    short = all(math.prod(v.aval.shape) <= _LONGEST for v in eqn.outvars)
+    known = bool(operands) and all(map(_is_index, operands))
+    return known and short and not _bodies(eqn)
+
+
 def _is_index(operand: Any) -> bool:
-    """Whether it is a known list of integers, which says where slices are."""
     if _jax_compat.is_traced(operand) or np.size(operand) > _LONGEST:
         return False
     dtype = jnp.result_type(operand)
@@ -148,11 +153,16 @@ def has_convolution(jaxpr: Any) -> bool:
     for eqn in opened.eqns:
         if eqn.primitive.name == "conv_general_dilated":
             return True
-        for value in eqn.params.values():
-            bodies = value if isinstance(value, tuple) else (value,)
-            if any(_jax_compat.is_jaxpr(b) and has_convolution(b) for b in bodies):
-                return True
+        if any(map(has_convolution, _bodies(eqn))):
+            return True
     return False
+
+
+def _bodies(eqn: Any) -> list[Any]:
+    """The jaxprs that an equation calls."""
+    values = eqn.params.values()
+    parts = [v if isinstance(v, tuple) else (v,) for v in values]
+    return [b for part in parts for b in part if _jax_compat.is_jaxpr(b)]
 
 
 # How zero entries pass through what often stands between a parameter and its use.

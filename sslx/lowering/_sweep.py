@@ -188,7 +188,7 @@ def plan(conv: Conv, machine: Machine, gradient: bool = False) -> Sweep:
     tiles = _tiles(groups, per_group, count, lanes // fold)
     tasks = shares if inside else shares * len(tiles)
     wanted = -(-4 * machine.cores // tasks)
-    per_task = cycles * groups * shares * (blocks // shares) / tasks
+    per_task = cycles * groups * blocks / tasks
     parts = max(1, min(wanted, int(per_task / _FEWEST_CYCLES)))
     if inside and not gradient and len(tiles) > 1:
         parts = max(parts, -(-batch * _image_bytes(conv, itemsize) // _BLOCK_BYTES))
