@@ -86,7 +86,7 @@ def swept(
         vmap_method="sequential",
         input_layouts=(x_order, w_order if plan.fold == 1 else None),
     )
-    if plan.channelwise:
+    if gradient or conv.rhs[-2] == 1:  # one list of columns serves all groups
         w = _masked(conv, w)
     if plan.fold > 1:
         rows = w.reshape(-1, plan.fold, conv.rhs[-1]).swapaxes(1, 2)
