@@ -199,7 +199,7 @@ def test_direct_convolutions_are_exact(
     hypothesis.assume(not gradient or conv.groups == max(conv.lhs_dilation) == 1)
     with jax.enable_x64(True):
         x, w = operands(conv)
-        found = jax.jit(functools.partial(swept, conv, machine, gradient))(x, w)
+        found = jax.jit(functools.partial(swept, conv, machine, gradient, ()))(x, w)
         np.testing.assert_allclose(found, conv.run(x, w), 1e-11, 1e-11)
 
 

@@ -229,6 +229,12 @@ def from_canonical(params: Mapping[str, Any], out: Array) -> Array:
     return out.transpose(np.argsort(order))
 
 
+def channels_are_last(params: Mapping[str, Any]) -> bool:
+    """Whether the result of an equation lies as `Conv`'s does."""
+    order = _channels_last(params["dimension_numbers"].out_spec)
+    return order == tuple(range(len(order)))
+
+
 def _channels_last(spec: tuple[int, ...]) -> tuple[int, ...]:
     return (spec[0], *spec[2:], spec[1])
 

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float
 from sslx.lowering import _llvm, _sweep, _sweep_code
 from sslx.lowering._conv import Conv, dilated
 from sslx.lowering._llvm import Machine
+from sslx.lowering._sweep import Step
 
 
 def unfit(conv: Conv) -> str | None:
@@ -51,32 +53,59 @@ def direct(
     Its derivatives are left to XLA, `jax.vmap` computes one after the other, and
     operands that are spread over several devices are brought together first.
     """
-    machine = _llvm.machine()
-    assert machine is not None, "see `unfit`"
-    return swept(conv, machine, is_gradient(conv), x, w)
+    return followed(conv, (), functools.partial(_by_xla, conv), x, w)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def followed(
+    conv: Conv,
+    epilogue: tuple[Step, ...],
+    plain: Callable[..., Array],
+    x: Float[Array, "*lhs"],
+    w: Float[Array, "*rhs"],
+    *operands: Array,
+) -> Float[Array, "N *out O"]:
+    """`direct` with operations on its result before it is written.
+
+    Args:
+      conv: what to compute; with an epilogue not a weight gradient.
+      epilogue: the operations.
+      plain: the same function of `x`, `w` and the operands, which is differentiated.
+      x: shape `conv.lhs`.
+      w: shape `conv.rhs`.
+      *operands: of the epilogue, those with one number per filter first.
+    """
+    machine = _llvm.machine()
+    assert machine is not None, "see `unfit`"
+    return swept(conv, machine, is_gradient(conv), epilogue, x, w, *operands)
+
+
 def swept(
     conv: Conv,
     machine: Machine,
     gradient: bool,
+    epilogue: tuple[Step, ...],
     x: Float[Array, "*lhs"],
     w: Float[Array, "*rhs"],
+    *operands: Array,
 ) -> Float[Array, "N *out O"]:
-    """`direct` as planned for a machine, which may have shorter vectors than this one.
+    """`followed` as planned for a machine, which may have shorter vectors than this.
 
     Args:
       conv: what to compute.
       machine: whose vectors to use.
       gradient: read the operands in the memory order of a weight gradient.
+      epilogue: the operations, none of a gradient.
       x: shape `conv.lhs`.
       w: shape `conv.rhs`.
+      *operands: of the epilogue.
     """
-    plan = _plan(conv, machine, gradient)
+    plan = _plan(conv, machine, gradient, epilogue)
     shape = (conv.lhs[0], *conv.out, conv.rhs[-1])
     shares = plan.shares if gradient else 1
     x_order, w_order = _sweep.memory_order(conv, gradient)
+    per_filter = [o.reshape(-1) for o in operands[: plan.per_filter]]
+    more = [*per_filter, *operands[plan.per_filter :]]
     call = jax.ffi.ffi_call(
         _sweep_code.target(plan),
         (
@@ -84,7 +113,11 @@ def swept(
             jax.ShapeDtypeStruct((_sweep_code.scratch_size(plan),), x.dtype),
         ),
         vmap_method="sequential",
-        input_layouts=(x_order, w_order if plan.fold == 1 else None),
+        input_layouts=(
+            x_order,
+            w_order if plan.fold == 1 else None,
+            *[None for _ in more],
+        ),
     )
     if gradient or conv.rhs[-2] == 1:  # one list of columns serves all groups
         w = _masked(conv, w)
@@ -92,7 +125,7 @@ def swept(
         rows = w.reshape(-1, plan.fold, conv.rhs[-1]).swapaxes(1, 2)
         free = plan.lanes // plan.fold - conv.rhs[-1]
         w = jnp.pad(rows, ((0, 0), (0, free), (0, 0)))
-    y, _ = call(x, w, **_counts(conv, plan))
+    y, _ = call(x, w, *more, **_counts(conv, plan))
     return y.sum(0) if shares > 1 else y.reshape(shape)
 
 
@@ -110,20 +143,32 @@ def _counts(conv: Conv, plan: _sweep.Sweep) -> dict[str, np.int64 | str]:
 _plan = functools.lru_cache(1024)(_sweep.plan)
 
 
-@functools.partial(swept.defjvp, symbolic_zeros=True)
+def _by_xla(conv: Conv, x: Array, w: Array) -> Array:
+    return conv.run(x, _masked(conv, w))
+
+
+@functools.partial(followed.defjvp, symbolic_zeros=True)
 def _jvp(
-    conv: Conv, machine: Machine, gradient: bool, primals: Any, tangents: Any
+    conv: Conv,
+    epilogue: tuple[Step, ...],
+    plain: Callable[..., Array],
+    primals: Any,
+    tangents: Any,
 ) -> tuple[Any, Any]:
-    x, w = primals
-    y = swept(conv, machine, gradient, x, w)
-    parts = []
-    dx, dw = tangents
-    if not _is_zero(dx):
-        parts.append(conv.run(dx, _masked(conv, w)))
-    if not _is_zero(dw):
-        parts.append(conv.run(x, _masked(conv, dw)))
-    zero = jax.custom_derivatives.SymbolicZero
-    return y, sum(parts[1:], parts[0]) if parts else zero.from_primal_value(y)
+    y = followed(conv, epilogue, plain, *primals)
+    moving = [k for k, tangent in enumerate(tangents) if not _is_zero(tangent)]
+    if not moving:
+        return y, jax.custom_derivatives.SymbolicZero.from_primal_value(y)
+
+    def along(*values: Any) -> Any:
+        given = list(primals)
+        for k, value in zip(moving, values, strict=True):
+            given[k] = value
+        return plain(*given)
+
+    points, directions = ([side[k] for k in moving] for side in (primals, tangents))
+    _, tangent = jax.jvp(along, points, directions)
+    return y, tangent
 
 
 def _is_zero(tangent: object) -> bool:

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sslx import _jax_compat
-from sslx.lowering import _forms
+from sslx.lowering import _epilogue, _forms
 from sslx.lowering._conv import Conv, from_canonical, from_params, to_canonical
+from sslx.lowering._direct import followed, is_gradient
+from sslx.lowering._epilogue import Epilogue
 from sslx.lowering._forms import Form
 from sslx.lowering._moves import moved
 from sslx.lowering._reductions import reduced
@@ -67,26 +69,60 @@ def _evaluate(
     def mask_of(atom: Any) -> Alive:
         return None if isinstance(atom, _jax_compat.Literal) else masks.get(atom)
 
-    for eqn in opened.eqns:
+    def step(eqn: Any, form: Form | None = None) -> None:
         operands = [read(atom) for atom in eqn.invars]
         known = [mask_of(atom) for atom in eqn.invars]
         with jax.named_scope(_jax_compat.scope(eqn)):
-            outs = _equation(eqn, ways, operands, known)
+            outs = _equation(eqn, ways, operands, known, form)
         env.update(zip(eqn.outvars, outs, strict=True))
         if eqn.primitive.name in _FOLLOWED and any(m is not None for m in known):
             mask = _FOLLOWED[eqn.primitive.name](eqn, known)
             if mask is not None:
                 masks[eqn.outvars[0]] = mask
+
+    def with_epilogue(place: int, epilogue: Epilogue) -> None:
+        eqn, *after = (opened.eqns[k] for k in (place, *epilogue.equations))
+        operands = [read(atom) for atom in eqn.invars]
+        conv = from_params(eqn.params, *operands, alive=mask_of(eqn.invars[1]))
+        form = ways.form(conv, _jax_compat.scope(eqn))
+        if form.kind == "direct" and not is_gradient(conv):
+
+            def plain(x: Any, w: Any, *operands: Any) -> Any:
+                y = _forms.run(form, conv, x, w)
+                return _epilogue.plainly(opened, place, epilogue, y, operands)
+
+            given = to_canonical(eqn.params, *operands)
+            given += [read(atom) for atom in epilogue.operands]
+            with jax.named_scope(_jax_compat.scope(eqn)):
+                y = followed(conv, epilogue.steps, plain, *given)
+            env[after[-1].outvars[0]] = y
+        else:
+            step(eqn, form)
+            for each in after:
+                step(each)
+
+    found = _epilogue.epilogues(opened)
+    ends = {e.equations[-1]: k for k, e in found.items()}
+    waiting = {j for k, e in found.items() for j in (k, *e.equations)}
+    for k, eqn in enumerate(opened.eqns):
+        if k in ends:
+            with_epilogue(ends[k], found[ends[k]])
+        elif k not in waiting:
+            step(eqn)
     return [read(atom) for atom in opened.outvars]
 
 
 def _equation(
-    eqn: Any, ways: Ways, operands: list[Any], known: list[Alive]
+    eqn: Any,
+    ways: Ways,
+    operands: list[Any],
+    known: list[Alive],
+    form: Form | None,
 ) -> list[Any]:
     name, params = eqn.primitive.name, dict(eqn.params)
     if name == "conv_general_dilated":
         conv = from_params(params, *operands, alive=known[1])
-        form = ways.form(conv, _jax_compat.scope(eqn))
+        form = form or ways.form(conv, _jax_compat.scope(eqn))
         if form.kind != "xla":
             out = _forms.run(form, conv, *to_canonical(params, *operands))
             return [from_canonical(params, out)]

@@ -84,63 +84,88 @@ WIDE = 'nounwind "min-legal-vector-width"="512" "prefer-vector-width"="512"'
 """Attributes of functions that may use the longest vectors."""
 
 
-def handler(tasks: int, workers: int, slots: int) -> str:
+def handler(tasks: int, workers: int, slots: int, arguments: int, results: int) -> str:
     """The function that XLA calls, which lets threads of XLA do tasks.
 
-    `@task(i64 task, ptr x, ptr w, ptr y, ptr scratch, i64 worker, ptr slots)` has to
-    stand beside it; `slots` is memory of the worker, -1 before its first task.
+    It does not wait for them: the thread that ends the last task tells XLA so and goes
+    on with the program. Only a single task, or thread, is done at once.
+
+    `@task(i64 task, ptr buffers, i64 worker, ptr slots)` has to stand beside it:
+    `buffers` points to the addresses of all arguments, then of all results; `slots` is
+    memory of the worker, -1 before its first task.
 
     It is called through XLA's foreign function interface (xla/ffi/api/c_api.h, version
     0.3; later ones only add fields): a call frame has an extension at byte 8 when it
-    asks for the version, else the interface at 16, the context at 24, arguments at 72
-    and results at 112; a buffer has its data at 24; the interface has
-    `ThreadPool_Schedule` at 136 and `ThreadPool_NumThreads` at 144.
+    asks for the version, else the interface at 16, the context at 24, arguments at 72,
+    results at 112 and the future it returns at 168; a buffer has its data at 24; the
+    interface has `ThreadPool_Schedule` at 136, `ThreadPool_NumThreads` at 144,
+    `Future_Create` at 152 and `Future_SetAvailable` at 160.
 
     Args:
       tasks: how many.
       workers: threads, at most.
       slots: 64-bit integers of memory per worker.
+      arguments: arrays that the function is given.
+      results: arrays that it writes.
     """
+    buffers = arguments + results
+    given = [("args", k, k) for k in range(arguments)]
+    given += [("results", k, arguments + k) for k in range(results)]
     return _HANDLER % {
         "tasks": tasks,
+        "before": tasks - 1,
         "workers": workers,
         "minor": 3,
         "attributes": WIDE,
         "slots": slots,
         "bytes": 8 * slots,
+        "buffers": buffers,
+        "job": 48 + 8 * buffers,
+        "give": "\n".join(
+            f"  call void @give(ptr %{kind}, i64 {k}, ptr %job, i32 {place})"
+            for kind, k, place in given
+        ),
     }
 
 
-# The job that workers share: next task, tasks done, holders, workers, x, w, y, scratch.
-_HANDLER = """
-%%job = type { i64, i64, i64, i64, ptr, ptr, ptr, ptr }
+def buffers(*names: str) -> list[str]:
+    """Code of a task that names the addresses it is given, in their order."""
+    return [
+        line
+        for k, name in enumerate(names)
+        for line in (
+            f"%{name}_at = getelementptr ptr, ptr %buffers, i64 {k}",
+            f"%{name} = load ptr, ptr %{name}_at, align 8",
+        )
+    ]
 
-define internal void @work(ptr %%job) %(attributes)s {
+
+# The job that workers share: next task, tasks done, holders, workers, the interface,
+# the future, buffers.
+_HANDLER = """
+%%job = type { i64, i64, i64, i64, ptr, ptr, [%(buffers)d x ptr] }
+
+define internal i1 @work(ptr %%job) %(attributes)s {
 entry:
   %%held = alloca [%(slots)d x i64], align 8
   call void @llvm.memset.p0.i64(ptr align 8 %%held, i8 -1, i64 %(bytes)d, i1 false)
   %%done = getelementptr %%job, ptr %%job, i64 0, i32 1
   %%workers = getelementptr %%job, ptr %%job, i64 0, i32 3
   %%me = atomicrmw add ptr %%workers, i64 1 monotonic
-  %%xp = getelementptr %%job, ptr %%job, i64 0, i32 4
-  %%x = load ptr, ptr %%xp, align 8
-  %%wp = getelementptr %%job, ptr %%job, i64 0, i32 5
-  %%w = load ptr, ptr %%wp, align 8
-  %%yp = getelementptr %%job, ptr %%job, i64 0, i32 6
-  %%y = load ptr, ptr %%yp, align 8
-  %%sp = getelementptr %%job, ptr %%job, i64 0, i32 7
-  %%s = load ptr, ptr %%sp, align 8
+  %%buffers = getelementptr %%job, ptr %%job, i64 0, i32 6
   br label %%loop
 loop:
+  %%last = phi i1 [ false, %%entry ], [ %%all, %%run ]
   %%t = atomicrmw add ptr %%job, i64 1 acq_rel
   %%some = icmp slt i64 %%t, %(tasks)d
   br i1 %%some, label %%run, label %%end
 run:
-  call void @task(i64 %%t, ptr %%x, ptr %%w, ptr %%y, ptr %%s, i64 %%me, ptr %%held)
+  call void @task(i64 %%t, ptr %%buffers, i64 %%me, ptr %%held)
   %%before = atomicrmw add ptr %%done, i64 1 acq_rel
+  %%all = icmp eq i64 %%before, %(before)d
   br label %%loop
 end:
-  ret void
+  ret i1 %%last
 }
 
 define internal void @release(ptr %%job) nounwind {
@@ -156,8 +181,25 @@ end:
 }
 
 define internal void @join(ptr %%job) %(attributes)s {
-  call void @work(ptr %%job)
+  %%ap = getelementptr %%job, ptr %%job, i64 0, i32 4
+  %%api = load ptr, ptr %%ap, align 8
+  %%fp = getelementptr %%job, ptr %%job, i64 0, i32 5
+  %%future = load ptr, ptr %%fp, align 8
+  %%last = call i1 @work(ptr %%job)
   call void @release(ptr %%job)
+  br i1 %%last, label %%tell, label %%end
+tell:
+  %%it = alloca [3 x i64], align 8
+  store i64 24, ptr %%it, align 8
+  %%it1 = getelementptr i64, ptr %%it, i64 1
+  store ptr null, ptr %%it1, align 8
+  %%it2 = getelementptr i64, ptr %%it, i64 2
+  store ptr %%future, ptr %%it2, align 8
+  %%sp = getelementptr i8, ptr %%api, i64 160
+  %%set = load ptr, ptr %%sp, align 8
+  %%error = call ptr %%set(ptr %%it)
+  br label %%end
+end:
   ret void
 }
 
@@ -166,6 +208,7 @@ entry:
   %%threads = alloca i64, align 8
   %%ask = alloca [4 x i64], align 8
   %%schedule = alloca [5 x i64], align 8
+  %%make = alloca [3 x i64], align 8
   %%ep = getelementptr i8, ptr %%frame, i64 8
   %%extension = load ptr, ptr %%ep, align 8
   %%called = icmp eq ptr %%extension, null
@@ -187,12 +230,9 @@ execute:
   %%args = load ptr, ptr %%gp, align 8
   %%rp = getelementptr i8, ptr %%frame, i64 112
   %%results = load ptr, ptr %%rp, align 8
-  %%job = call ptr @malloc(i64 64)
-  call void @llvm.memset.p0.i64(ptr align 8 %%job, i8 0, i64 64, i1 false)
-  call void @give(ptr %%args, i64 0, ptr %%job, i32 4)
-  call void @give(ptr %%args, i64 1, ptr %%job, i32 5)
-  call void @give(ptr %%results, i64 0, ptr %%job, i32 6)
-  call void @give(ptr %%results, i64 1, ptr %%job, i32 7)
+  %%job = call ptr @malloc(i64 %(job)d)
+  call void @llvm.memset.p0.i64(ptr align 8 %%job, i8 0, i64 %(job)d, i1 false)
+%(give)s
   store i64 1, ptr %%threads, align 8
   call void @llvm.memset.p0.i64(ptr align 8 %%ask, i8 0, i64 32, i1 false)
   store i64 32, ptr %%ask, align 8
@@ -207,8 +247,28 @@ execute:
   %%n1 = call i64 @llvm.smin.i64(i64 %%n, i64 %(workers)d)
   %%n2 = call i64 @llvm.smin.i64(i64 %%n1, i64 %(tasks)d)
   %%n3 = call i64 @llvm.smax.i64(i64 %%n2, i64 1)
+  %%alone = icmp eq i64 %%n3, 1
+  br i1 %%alone, label %%here, label %%shared
+here:
+  %%ended = call i1 @work(ptr %%job)
+  call void @free(ptr %%job)
+  ret ptr null
+shared:
   %%holders = getelementptr %%job, ptr %%job, i64 0, i32 2
   store i64 %%n3, ptr %%holders, align 8
+  %%jap = getelementptr %%job, ptr %%job, i64 0, i32 4
+  store ptr %%api, ptr %%jap, align 8
+  call void @llvm.memset.p0.i64(ptr align 8 %%make, i8 0, i64 24, i1 false)
+  store i64 24, ptr %%make, align 8
+  %%mfp = getelementptr i8, ptr %%api, i64 152
+  %%create = load ptr, ptr %%mfp, align 8
+  %%e2 = call ptr %%create(ptr %%make)
+  %%make2 = getelementptr i64, ptr %%make, i64 2
+  %%future = load ptr, ptr %%make2, align 8
+  %%jfp = getelementptr %%job, ptr %%job, i64 0, i32 5
+  store ptr %%future, ptr %%jfp, align 8
+  %%ffp = getelementptr i8, ptr %%frame, i64 168
+  store ptr %%future, ptr %%ffp, align 8
   call void @llvm.memset.p0.i64(ptr align 8 %%schedule, i8 0, i64 40, i1 false)
   store i64 40, ptr %%schedule, align 8
   %%s2 = getelementptr i64, ptr %%schedule, i64 2
@@ -221,23 +281,12 @@ execute:
   %%call = load ptr, ptr %%fp, align 8
   br label %%spread
 spread:
-  %%i = phi i64 [ 1, %%execute ], [ %%i1, %%another ]
-  %%more = icmp slt i64 %%i, %%n3
-  br i1 %%more, label %%another, label %%mine
-another:
+  %%i = phi i64 [ 0, %%shared ], [ %%i1, %%spread ]
   %%e1 = call ptr %%call(ptr %%schedule)
   %%i1 = add i64 %%i, 1
-  br label %%spread
-mine:
-  call void @work(ptr %%job)
-  %%dp = getelementptr %%job, ptr %%job, i64 0, i32 1
-  br label %%wait
-wait:
-  %%done = load atomic i64, ptr %%dp acquire, align 8
-  %%all = icmp eq i64 %%done, %(tasks)d
-  br i1 %%all, label %%end, label %%wait
+  %%more = icmp slt i64 %%i1, %%n3
+  br i1 %%more, label %%spread, label %%end
 end:
-  call void @release(ptr %%job)
   ret ptr null
 }
 
@@ -246,7 +295,7 @@ define internal void @give(ptr %%buffers, i64 %%i, ptr %%job, i32 %%field) nounw
   %%buffer = load ptr, ptr %%bp, align 8
   %%dp = getelementptr i8, ptr %%buffer, i64 24
   %%data = load ptr, ptr %%dp, align 8
-  %%place = getelementptr ptr, ptr %%job, i32 %%field
+  %%place = getelementptr %%job, ptr %%job, i64 0, i32 6, i32 %%field
   store ptr %%data, ptr %%place, align 8
   ret void
 }

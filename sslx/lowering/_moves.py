@@ -66,11 +66,10 @@ def take_channels(
     shape = (*x.shape[:-1], len(source))
     call = jax.ffi.ffi_call(
         _llvm.named(_take_source(source, x.shape, x.dtype.name), _NO_TABLE),
-        (jax.ShapeDtypeStruct(shape, x.dtype), jax.ShapeDtypeStruct((1,), x.dtype)),
+        jax.ShapeDtypeStruct(shape, x.dtype),
         vmap_method="sequential",
     )
-    y, _ = call(x, x)
-    return y
+    return call(x)
 
 
 @take_channels.defjvp
@@ -87,9 +86,10 @@ def _take_source(source: tuple[int, ...], shape: tuple[int, ...], dtype: str) ->
     cores = os.cpu_count() or 1
     tasks = max(1, min(4 * cores, rows * len(source) // _FEWEST_MOVES))
     out = [
-        "define internal void @task(i64 %t, ptr %x, ptr %w, ptr %y, ptr %scratch, "
-        f"i64 %worker, ptr %held) {WIDE} {{",
+        "define internal void @task(i64 %t, ptr %buffers, i64 %worker, ptr %held) "
+        f"{WIDE} {{",
         "entry:",
+        *_llvm.buffers("x", "y"),
         f"%a = mul i64 %t, {rows}",
         f"%first = udiv i64 %a, {tasks}",
         f"%b = add i64 %a, {rows}",
@@ -125,7 +125,7 @@ def _take_source(source: tuple[int, ...], shape: tuple[int, ...], dtype: str) ->
         "ret void",
         "}",
     ]
-    return "\n".join([*out, _llvm.handler(tasks, cores, 1)])
+    return "\n".join([*out, _llvm.handler(tasks, cores, 1, 1, 1)])
 
 
 _FEWEST_MOVES = 8192

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -69,6 +69,24 @@ class Visit:
     runs: Int[np.ndarray, "runs 2"]
 
 
+class Step(NamedTuple):
+    """One operation of an epilogue on every entry: `y = op(y, operand)`.
+
+    Attributes:
+      op: `add`, `sub`, `mul`, `div`, `max` or `min`.
+      kind: of the operand: a `number`, one per filter, or one per entry of `y`.
+      number: the operand itself, where it is one.
+      place: which of the operands of its kind.
+      swapped: whether it is `y = op(operand, y)`.
+    """
+
+    op: str
+    kind: Literal["number", "filter", "entry"]
+    number: float = 0.0
+    place: int = 0
+    swapped: bool = False
+
+
 @dataclasses.dataclass(frozen=True)
 class Sweep:
     """A planned convolution; distances are in entries.
@@ -93,6 +111,7 @@ class Sweep:
       fold: neighbouring channels that stand side by side in a vector, where there are
         few filters; their sums are added up in the end. Rows of `w` are then vectors,
         channel after channel for every filter.
+      epilogue: what is done to every entry before it is written.
       workers: at most.
     """
 
@@ -112,7 +131,18 @@ class Sweep:
     together: int
     channelwise: bool
     fold: int
+    epilogue: tuple[Step, ...]
     workers: int
+
+    @property
+    def per_filter(self) -> int:
+        """Operands of the epilogue with one number per filter."""
+        return sum(step.kind == "filter" for step in self.epilogue)
+
+    @property
+    def per_entry(self) -> int:
+        """Operands of the epilogue like `y`."""
+        return sum(step.kind == "entry" for step in self.epilogue)
 
     @property
     def macs_inside(self) -> int:
@@ -140,14 +170,20 @@ def memory_order(conv: Conv, gradient: bool) -> tuple[tuple[int, ...], tuple[int
     return tuple(range(n)), tuple(range(n))
 
 
-def plan(conv: Conv, machine: Machine, gradient: bool = False) -> Sweep:
+def plan(
+    conv: Conv,
+    machine: Machine,
+    gradient: bool = False,
+    epilogue: tuple[Step, ...] = (),
+) -> Sweep:
     """How to walk through a convolution without groups of images.
 
     Args:
       conv: what to compute, in float32 or float64.
       machine: where.
       gradient: add up over blocks of channels, with the operands in the memory order of
-        a weight gradient.
+        a weight gradient; then there is no epilogue.
+      epilogue: what is done to the results.
     """
     itemsize = jnp.dtype(conv.dtype).itemsize
     lanes = machine.bytes // itemsize
@@ -213,6 +249,7 @@ def plan(conv: Conv, machine: Machine, gradient: bool = False) -> Sweep:
         together=len(tiles) if inside else 1,
         channelwise=channelwise,
         fold=fold,
+        epilogue=epilogue,
         workers=machine.cores,
     )
 

@@ -1,6 +1,7 @@
 """The code of a `Sweep`, in LLVM's language."""
 
 import itertools
+import struct
 from collections.abc import Iterable
 from typing import Any
 
@@ -61,10 +62,15 @@ def _source(sweep: Sweep, tables: _Tables) -> str:
     return "\n".join(
         [
             *functions,
-            _llvm.handler(tasks, sweep.workers, sweep.together),
+            _llvm.handler(tasks, sweep.workers, sweep.together, arguments(sweep), 2),
             _Types(sweep, sweep.lanes // sweep.fold).declared(),
         ]
     )
+
+
+def arguments(sweep: Sweep) -> int:
+    """Arrays that XLA hands over: `x`, `w`, operands of the epilogue."""
+    return 2 + sweep.per_filter + sweep.per_entry
 
 
 class _Types:
@@ -73,7 +79,7 @@ class _Types:
     def __init__(self, sweep: Sweep, tail: int):
         self.scalar = {"float32": "float", "float64": "double"}[sweep.dtype]
         self.bytes = {"float32": 4, "float64": 8}[sweep.dtype]
-        filters = sweep.lanes // sweep.fold
+        filters = self.width = sweep.lanes // sweep.fold
         self.vector = f"<{sweep.lanes} x {self.scalar}>"
         self.filters = f"<{filters} x {self.scalar}>"
         self.suffix = f"v{sweep.lanes}f{8 * self.bytes}"
@@ -88,16 +94,25 @@ class _Types:
             f"declare {v} @llvm.fmuladd.{self.suffix}({v}, {v}, {v})\n"
             f"declare {f} @llvm.masked.load.{self.suffixes}.p0(ptr, {m}, {f})\n"
             f"declare void @llvm.masked.store.{self.suffixes}.p0({f}, ptr, {m})\n"
+            f"declare {f} @llvm.maximum.{self.suffixes}({f}, {f})\n"
+            f"declare {f} @llvm.minimum.{self.suffixes}({f}, {f})\n"
         )
 
-    def load(self, name: str, pointer: str, last: bool) -> str:
+    def load(self, name: str, pointer: str, last: bool, added_up: bool = False) -> str:
+        """Read a vector, or what is left of one after adding up neighbouring lanes."""
         if not (last and self.mask):
-            return f"{name} = load {self.vector}, ptr {pointer}, align {self.bytes}"
+            kind = self.filters if added_up else self.vector
+            return f"{name} = load {kind}, ptr {pointer}, align {self.bytes}"
         return (
-            f"{name} = call {self.vector} @llvm.masked.load.{self.suffix}.p0("
+            f"{name} = call {self.filters} @llvm.masked.load.{self.suffixes}.p0("
             f"ptr align {self.bytes} {pointer}, {self.masks} {self.mask}, "
-            f"{self.vector} zeroinitializer)"
+            f"{self.filters} zeroinitializer)"
         )
+
+    def splat(self, number: float) -> str:
+        scalar = float(np.float32(number)) if self.bytes == 4 else number
+        bits = struct.pack(">d", scalar).hex().upper()
+        return f"<{', '.join([f'{self.scalar} 0x{bits}'] * self.width)}>"
 
     def store(self, value: str, pointer: str, last: bool) -> str:
         if not (last and self.mask):
@@ -126,8 +141,8 @@ def _kernel(sweep: Sweep, name: str, kernel: Kernel, vectors: int, tail: int) ->
     )
     final = vectors - 1
     out = [
-        f"define internal void @{name}(ptr %x, ptr %w, ptr %y, ptr %columns, i64 %n, "
-        f"ptr %runs, i1 %more) {WIDE} {{",
+        f"define internal void @{name}(ptr %x, ptr %w, ptr %y, {_more(sweep)}"
+        f"ptr %columns, i64 %n, ptr %runs, i1 %more) {WIDE} {{",
         "entry:",
     ]
     for r in range(kernel.runs):
@@ -161,7 +176,9 @@ def _kernel(sweep: Sweep, name: str, kernel: Kernel, vectors: int, tail: int) ->
         return f"%s{r}_{q}_{v}" if adds else "zeroinitializer"
 
     out += ["br i1 %some, label %loop, label %none", "none:"]
-    out += [t.store(begun(r, q, v), f"%d{r}_{q}_{v}", v == final) for r, q, v in tile]
+    for r, q, v in tile:
+        value = begun(r, q, v)
+        out += _written(sweep, t, kernel, "n", (r, q, v), value, v == final)
     out += ["ret void", "loop:"]
     out.append("%k = phi i64 [ 0, %start ], [ %next, %loop ]")
     for r, q, v in tile:
@@ -217,10 +234,65 @@ def _kernel(sweep: Sweep, name: str, kernel: Kernel, vectors: int, tail: int) ->
         "br i1 %further, label %loop, label %end",
         "end:",
     ]
-    for r, q, v in tile:
+    for r, q, v in sorted(tile, key=lambda place: place[2]):
         lines, value = _unfolded(sweep, t, f"%b{r}_{q}_{v}")
-        out += [*lines, t.store(value, f"%d{r}_{q}_{v}", v == final)]
+        out += lines
+        out += _written(sweep, t, kernel, "e", (r, q, v), value, v == final)
     return "\n".join([*out, "ret void", "}"])
+
+
+def _more(sweep: Sweep) -> str:
+    """Parameters of functions that apply the epilogue, beside `x`, `w` and `y`."""
+    names = [f"f{k}" for k in range(sweep.per_filter)]
+    names += [f"g{k}" for k in range(sweep.per_entry)]
+    return "".join(f"ptr %{name}, " for name in names)
+
+
+_OPS = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
+
+
+def _written(
+    sweep: Sweep,
+    t: _Types,
+    kernel: Kernel,
+    branch: str,
+    place: tuple[int, int, int],
+    value: str,
+    last: bool,
+) -> list[str]:
+    """The epilogue of a vector of sums, and storing it."""
+    r, q, v = place
+    at = f"{r}_{q}_{v}"
+    out = []
+    for k, step in enumerate(sweep.epilogue):
+        name, pointer = f"%{branch}{k}v{at}", f"%{branch}{k}p{at}"
+        operand = f"%{branch}{k}o{at}"
+        if step.kind == "number":
+            operand = t.splat(step.number)
+        elif step.kind == "filter":
+            out += [
+                t.at(pointer, f"%f{step.place}", v * t.width),
+                t.load(operand, pointer, last, True),
+            ]
+        else:
+            base = f"%{branch}{k}b{at}"
+            offset = q * kernel.y_step + v * t.width
+            out += [
+                t.at(base, f"%g{step.place}", f"%yo{r}"),
+                t.at(pointer, base, offset),
+                t.load(operand, pointer, last, True),
+            ]
+        a, b = (operand, value) if step.swapped else (value, operand)
+        if step.op in _OPS:
+            out.append(f"{name} = {_OPS[step.op]} {t.filters} {a}, {b}")
+        else:
+            kind = {"max": "maximum", "min": "minimum"}[step.op]
+            out.append(
+                f"{name} = call {t.filters} @llvm.{kind}.{t.suffixes}("
+                f"{t.filters} {a}, {t.filters} {b})"
+            )
+        value = name
+    return [*out, t.store(value, f"%d{at}", last)]
 
 
 def _unfolded(sweep: Sweep, t: _Types, value: str) -> tuple[list[str], str]:
@@ -249,8 +321,8 @@ def _positions(
 ) -> str:
     """All positions of one part, for one tile of filters."""
     out = [
-        f"define internal void @{name}(ptr %x, ptr %w, ptr %y, i64 %part, i64 %group, "
-        f"i1 %more) {WIDE} {{",
+        f"define internal void @{name}(ptr %x, ptr %w, ptr %y, {_more(sweep)}"
+        f"i64 %part, i64 %group, i1 %more) {WIDE} {{",
         "br label %v0",
     ]
     for i, visit in enumerate(sweep.visits):
@@ -274,7 +346,7 @@ def _positions(
             f"%o{i} = add i64 %m{i}, {tables.place(visit.runs)}",
             f"%r{i} = getelementptr i32, ptr @tables, i64 %o{i}",
             f"call void @kernel_{kind}_{kernels[visit.kernel]}(ptr %x, ptr %w, ptr %y, "
-            f"ptr %cp{i}, i64 %n{i}, ptr %r{i}, i1 %more)",
+            f"{_more(sweep)}ptr %cp{i}, i64 %n{i}, ptr %r{i}, i1 %more)",
             f"%u{i} = add i64 %t{i}, 1",
             f"%z{i} = icmp slt i64 %u{i}, %hi{i}",
             f"br i1 %z{i}, label %l{i}, label %{end}",
@@ -306,15 +378,15 @@ def _pack(sweep: Sweep, name: str, vectors: int, tail: int) -> str:
         "%ri = load i32, ptr %rp, align 4",
         "%rl = sext i32 %ri to i64",
         f"%ro = mul i64 %rl, {sweep.row}",
-        t.at("%from", "%w", "%ro"),
+        t.at("%source", "%w", "%ro"),
         f"%so = mul i64 %k, {vectors * sweep.lanes}",
         t.at("%into", "%to", "%so"),
     ]
     for v in range(vectors):
         last = v == vectors - 1
         out += [
-            t.at(f"%f{v}", "%from", v * sweep.lanes),
-            t.load(f"%w{v}", f"%f{v}", last),
+            t.at(f"%from{v}", "%source", v * sweep.lanes),
+            t.load(f"%w{v}", f"%from{v}", last),
             t.at(f"%t{v}", "%into", v * sweep.lanes),
             f"store {t.vector} %w{v}, ptr %t{v}, align {t.bytes}",
         ]
@@ -345,10 +417,13 @@ def _task(sweep: Sweep, kinds: list[tuple[int, int]], tables: _Tables) -> str:
     )
     per_share = sweep.blocks // sweep.shares
     fields = ("kind", "group", "first", "xg")
+    filters = [f"f{k}_all" for k in range(sweep.per_filter)]
+    entries = [f"g{k}_all" for k in range(sweep.per_entry)]
     out = [
-        "define internal void @task(i64 %t, ptr %x, ptr %w, ptr %y, ptr %scratch, "
-        f"i64 %worker, ptr %held) {WIDE} {{",
+        "define internal void @task(i64 %t, ptr %buffers, i64 %worker, ptr %held) "
+        f"{WIDE} {{",
         "entry:",
+        *_llvm.buffers("x", "w", *filters, *entries, "y", "scratch"),
         f"%part = urem i64 %t, {sweep.parts}",
         f"%rest = udiv i64 %t, {sweep.parts}",
         f"%share = urem i64 %rest, {sweep.shares}",
@@ -378,6 +453,8 @@ def _task(sweep: Sweep, kinds: list[tuple[int, int]], tables: _Tables) -> str:
         t.at("%wt", "%wb", "%first"),
         "%yo = add i64 %ys, %first",
         t.at("%yt", "%y", "%yo"),
+        *[t.at(f"%f{k}", f"%{name}", "%first") for k, name in enumerate(filters)],
+        *[t.at(f"%g{k}", f"%{name}", "%yo") for k, name in enumerate(entries)],
     ]
     w = "%wt"
     if sweep.packed is not None:
@@ -400,8 +477,8 @@ def _task(sweep: Sweep, kinds: list[tuple[int, int]], tables: _Tables) -> str:
                 if sweep.packed is not None
                 else []
             ),
-            f"call void @positions_{j}(ptr %xt, ptr {w}, ptr %yt, i64 %part, "
-            f"i64 {group}, i1 %more)",
+            f"call void @positions_{j}(ptr %xt, ptr {w}, ptr %yt, {_more(sweep)}"
+            f"i64 %part, i64 {group}, i1 %more)",
             "br label %next",
         ]
     out += [

@@ -196,7 +196,9 @@ def lamp(scores: Scores) -> dict[str, Array]:
     """
 
     def relative(score: Array | np.ndarray) -> Array:
-        squares = jnp.square(jnp.ravel(score))
+        flat = jnp.ravel(score)
+        largest = jnp.max(flat, initial=0)
+        squares = jnp.square(flat / jnp.where(largest > 0, largest, 1))
         order = jnp.argsort(-squares, stable=True)
         above = jnp.zeros_like(squares).at[order].set(jnp.cumsum(squares[order]))
         ratio = squares / jnp.where(above > 0, above, 1)

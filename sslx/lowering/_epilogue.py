@@ -1,0 +1,177 @@
+"""The elementwise operations that follow a convolution: bias, norm, residual, ReLU."""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sslx import _jax_compat
+from sslx.lowering._conv import channels_are_last
+from sslx.lowering._sweep import Step
+
+_OPS = ("add", "sub", "mul", "div", "max", "min")
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Epilogue:
+    """What is done to the result of an equation, entry by entry, and to nothing else.
+
+    Attributes:
+      steps: the operations, in order.
+      operands: what they take, numbers left out: first those with one number per
+        filter, then those like the result.
+      equations: where they stand; the result of the last one is the one that is used.
+    """
+
+    steps: tuple[Step, ...]
+    operands: tuple[Any, ...]
+    equations: tuple[int, ...]
+
+
+def epilogues(jaxpr: Any) -> dict[int, Epilogue]:
+    """Per convolution of an open jaxpr, by its place, what follows it.
+
+    A chain goes on as long as each value has one use, the next operation. Operands have
+    the dtype of the result, and its shape, or that of one number per filter. Channels
+    have to be the last axis. Where the results of two convolutions meet, the operation
+    follows the later one.
+    """
+    atoms = [a for eqn in jaxpr.eqns for a in eqn.invars] + list(jaxpr.outvars)
+    values = [a for a in atoms if not isinstance(a, _jax_compat.Literal)]
+    uses = Counter(values)
+    users = {
+        a: k
+        for k, eqn in enumerate(jaxpr.eqns)
+        for a in eqn.invars
+        if not isinstance(a, _jax_compat.Literal)
+    }
+    found: dict[int, Epilogue] = {}
+    claimed: set[int] = set()
+    for k, eqn in reversed(list(enumerate(jaxpr.eqns))):
+        if eqn.primitive.name != "conv_general_dilated":
+            continue
+        value, taken, places = eqn.outvars[0], [], []
+        while channels_are_last(eqn.params) and uses[value] == 1 and value in users:
+            follower = jaxpr.eqns[users[value]]
+            more = _operations(follower, value, lambda atom: atom)
+            if users[value] in claimed or more is None:
+                break
+            if not _takes_only(follower, value, more):
+                break
+            taken += more
+            places.append(users[value])
+            value = follower.outvars[0]
+        if places:
+            claimed.update(places)
+            found[k] = _arranged(taken, places)
+    return found
+
+
+Operation = tuple[Step, Any]
+
+
+def _arranged(taken: Sequence[Operation], places: Sequence[int]) -> Epilogue:
+    kinds = ("filter", "entry")
+    operands = {kind: [a for s, a in taken if s.kind == kind] for kind in kinds}
+    counted: Counter[str] = Counter()
+    steps = []
+    for step, _ in taken:
+        steps.append(step._replace(place=counted[step.kind]))
+        counted[step.kind] += step.kind != "number"
+    atoms = [a for kind in kinds for a in operands[kind]]
+    return Epilogue(tuple(steps), tuple(atoms), tuple(places))
+
+
+def _operations(
+    eqn: Any, value: Any, outer: Callable[[Any], Any]
+) -> list[Operation] | None:
+    """What an equation does to a value; None where it is not a chain of operations.
+
+    Args:
+      eqn: it takes the value once.
+      value: its variable.
+      outer: the atom outside of all calls that an atom stands for; None for others.
+    """
+    if len(eqn.outvars) != 1:
+        return None
+    if eqn.primitive.name in _CALLS:
+        return _inside(eqn, value, outer)
+    if eqn.primitive.name not in _OPS:
+        return None
+    first, second = eqn.invars
+    swapped = second is value
+    operand = outer(first if swapped else second)
+    result = eqn.outvars[0].aval
+    if operand is None or result.shape != value.aval.shape:
+        return None
+    step = _step(eqn.primitive.name, operand, result)
+    return None if step is None else [(step._replace(swapped=swapped), operand)]
+
+
+def _takes_only(eqn: Any, value: Any, taken: Sequence[Operation]) -> bool:
+    """Whether an equation is given nothing that its operations do not use."""
+    used = [value, *(operand for _, operand in taken)]
+    return all(
+        isinstance(atom, _jax_compat.Literal) or any(atom is u for u in used)
+        for atom in eqn.invars
+    )
+
+
+def _inside(
+    eqn: Any, value: Any, outer: Callable[[Any], Any]
+) -> list[Operation] | None:
+    body, consts = _jax_compat.open_jaxpr(eqn.params[_CALLS[eqn.primitive.name]])
+    if consts or len(body.invars) != len(eqn.invars):
+        return None
+    given = dict(zip(body.invars, eqn.invars, strict=True))
+    current = next(v for v, atom in given.items() if atom is value)
+
+    def read(atom: Any) -> Any:
+        if isinstance(atom, _jax_compat.Literal):
+            return atom
+        return outer(given[atom]) if atom in given else None
+
+    taken: list[Operation] = []
+    for inner in body.eqns:
+        if sum(atom is current for atom in inner.invars) != 1:
+            return None
+        more = _operations(inner, current, read)
+        if more is None:
+            return None
+        taken += more
+        current = inner.outvars[0]
+    return taken if list(body.outvars) == [current] else None
+
+
+def _step(op: str, operand: Any, result: Any) -> Step | None:
+    shape = operand.aval.shape
+    if operand.aval.dtype != result.dtype:
+        return None
+    if isinstance(operand, _jax_compat.Literal):
+        return Step(op, "number", float(operand.val)) if shape == () else None
+    if shape == result.shape and math.prod(shape[:-1]) > 1:
+        return Step(op, "entry")
+    ones = shape[:-1] == (1,) * (len(result.shape) - 1)
+    return Step(op, "filter") if ones and shape[-1] == result.shape[-1] else None
+
+
+def plainly(jaxpr: Any, place: int, epilogue: Epilogue, y: Any, operands: Any) -> Any:
+    """The epilogue of the convolution at a place, by its own equations."""
+    env = dict(zip(epilogue.operands, operands, strict=True))
+    env[jaxpr.eqns[place].outvars[0]] = y
+    for eqn in (jaxpr.eqns[k] for k in epilogue.equations):
+        values = [
+            a.val if isinstance(a, _jax_compat.Literal) else env[a] for a in eqn.invars
+        ]
+        params = eqn.primitive.get_bind_params(eqn.params)
+        y = eqn.primitive.bind(*values, **params)
+        (y,) = y if eqn.primitive.multiple_results else (y,)
+        env[eqn.outvars[0]] = y
+    return y
