@@ -196,7 +196,8 @@ def plan(
     images, channels = conv.lhs[0], conv.lhs[-1]
     x_strides = _strides(conv.lhs, x_order)
     y_strides = _strides((images, *conv.out, conv.rhs[-1]), range(len(conv.lhs)))
-    inside = gradient or math.prod(conv.rhs) * itemsize <= _BLOCK_BYTES
+    kept = int(conv.mask.sum()) * conv.rhs[-1] // conv.groups
+    inside = gradient or kept * itemsize <= _BLOCK_BYTES
     if gradient:
         batch, blocks = images, channels
         shares = _shares(conv, machine)
@@ -209,17 +210,21 @@ def plan(
     found = []
     for size in range(1, min(vectors, 6) + 1):
         count = -(-vectors // size)
-        widest = -(-vectors // count)
-        ways = [
-            _best(c, len(k[0]), widest, machine, channelwise)
-            for c, k in zip(positions, columns, strict=True)
-        ]
-        found.append((count * sum(w[0] for w in ways), count, ways))
+        narrow, more = divmod(vectors, count)
+        widest = narrow + (more > 0)
+        ways, cost = [], 0.0
+        for c, k in zip(positions, columns, strict=True):
+            each, way = _best(c, len(k[0]), widest, machine, channelwise)
+            ways.append(way)
+            cost += each * (more or count)
+            if more:
+                cost += (count - more) * _price(c, len(k[0]), narrow, way, channelwise)
+        found.append((cost, count, ways))
     cycles, count, ways = min(found, key=lambda f: f[0])
     visits = tuple(
         visit
-        for c, k, (_, kernels) in zip(positions, columns, ways, strict=True)
-        for visit in _visits(c, k, kernels)
+        for c, k, way in zip(positions, columns, ways, strict=True)
+        for visit in _visits(c, k, way)
     )
     tiles = _tiles(groups, per_group, count, lanes // fold)
     tasks = shares if inside else shares * len(tiles)
@@ -438,20 +443,29 @@ def _cheapest(
     for axis, count in enumerate(counts):
         for length in range(1, min(count, most) + 1):
             runs = min(_MOST_RUNS, most // length, total // count * (count // length))
-            cost = 0.0
-            for size, times in ((length, count // length), (count % length, 1)):
-                if size:
-                    cost += _cycles(
-                        total // count * times,
-                        size,
-                        runs,
-                        columns,
-                        vectors,
-                        channelwise,
-                    )
-            far = 1.03 if axis == 0 and length > 1 else 1.0
-            found.append((far * cost, _Choice(axis, length, runs)))
+            way = _Choice(axis, length, runs)
+            found.append((_all(counts, columns, vectors, way, channelwise), way))
     return min(found)
+
+
+def _price(
+    c: _Class, columns: int, vectors: int, way: _Choice, channelwise: bool
+) -> float:
+    counts = tuple(line.size for line in c.lines)
+    return _all(counts, columns, vectors, way, channelwise)
+
+
+def _all(
+    counts: tuple[int, ...], columns: int, vectors: int, way: _Choice, channelwise: bool
+) -> float:
+    """Estimated cycles of all positions of a class, for one tile of filters."""
+    total, count = math.prod(counts), counts[way.axis]
+    cost = 0.0
+    for size, times in ((way.length, count // way.length), (count % way.length, 1)):
+        if size:
+            runs = total // count * times
+            cost += _cycles(runs, size, way.runs, columns, vectors, channelwise)
+    return 1.03 * cost if way.axis == 0 and way.length > 1 else cost
 
 
 _MOST_RUNS = 8

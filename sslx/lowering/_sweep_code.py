@@ -51,13 +51,12 @@ def _source(sweep: Sweep, tables: _Tables) -> str:
         for j, kind in enumerate(kinds)
         for kernel, i in kernels.items()
     ]
-    functions += [
-        _positions(sweep, f"positions_{j}", j, kernels, tables)
-        for j in range(len(kinds))
-    ]
+    fields = _tile_fields(sweep, kinds, tables)
+    functions.append(_positions(sweep, len(kinds), kernels, fields, tables))
     if sweep.packed is not None:
         functions += [_pack(sweep, f"pack_{j}", *kind) for j, kind in enumerate(kinds)]
-    functions.append(_task(sweep, kinds, tables))
+        functions.append(_pack_all(sweep, len(kinds), fields, tables))
+    functions.append(_task(sweep))
     tasks = len(sweep.tiles) // sweep.together * sweep.shares * sweep.parts
     return "\n".join(
         [
@@ -94,6 +93,7 @@ class _Types:
             f"declare {v} @llvm.fmuladd.{self.suffix}({v}, {v}, {v})\n"
             f"declare {f} @llvm.masked.load.{self.suffixes}.p0(ptr, {m}, {f})\n"
             f"declare void @llvm.masked.store.{self.suffixes}.p0({f}, ptr, {m})\n"
+            f"declare void @llvm.prefetch.p0(ptr, i32, i32, i32)\n"
             f"declare {f} @llvm.maximum.{self.suffixes}({f}, {f})\n"
             f"declare {f} @llvm.minimum.{self.suffixes}({f}, {f})\n"
         )
@@ -157,6 +157,10 @@ def _kernel(sweep: Sweep, name: str, kernel: Kernel, vectors: int, tail: int) ->
         out.append(
             t.at(f"%d{r}_{q}_{v}", f"%y{r}", q * kernel.y_step + v * sweep.lanes)
         )
+    out += [
+        f"call void @llvm.prefetch.p0(ptr %d{r}_{q}_{v}, i32 1, i32 3, i32 1)"
+        for r, q, v in tile
+    ]
     out.append("%some = icmp sgt i64 %n, 0")
     if adds:
         out += ["br i1 %more, label %again, label %start", "again:"]
@@ -241,11 +245,11 @@ def _kernel(sweep: Sweep, name: str, kernel: Kernel, vectors: int, tail: int) ->
     return "\n".join([*out, "ret void", "}"])
 
 
-def _more(sweep: Sweep) -> str:
+def _more(sweep: Sweep, end: str = "") -> str:
     """Parameters of functions that apply the epilogue, beside `x`, `w` and `y`."""
     names = [f"f{k}" for k in range(sweep.per_filter)]
     names += [f"g{k}" for k in range(sweep.per_entry)]
-    return "".join(f"ptr %{name}, " for name in names)
+    return "".join(f"ptr %{name}{end}, " for name in names)
 
 
 _OPS = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
@@ -316,42 +320,112 @@ def _unfolded(sweep: Sweep, t: _Types, value: str) -> tuple[list[str], str]:
     return out, value
 
 
+_FIELDS = ("kind", "group", "first", "xg")
+
+
+def _tile_fields(sweep: Sweep, kinds: list[tuple[int, int]], tables: _Tables) -> int:
+    """Where the table of the tiles of filters starts: a row of `_FIELDS` for each."""
+    return tables.place(
+        [
+            (
+                kinds.index((tile.vectors, tile.tail)),
+                tile.group,
+                tile.first,
+                tile.first if sweep.channelwise else tile.group * sweep.x_group,
+            )
+            for tile in sweep.tiles
+        ]
+    )
+
+
+def _read_tile(fields: int, tile: str, end: str = "") -> list[str]:
+    return [
+        line
+        for k, field in enumerate(_FIELDS)
+        for line in _entry(f"%{field}{end}", fields, tile, len(_FIELDS), k)
+    ]
+
+
 def _positions(
-    sweep: Sweep, name: str, kind: int, kernels: dict[Kernel, int], tables: _Tables
+    sweep: Sweep, kinds: int, kernels: dict[Kernel, int], fields: int, tables: _Tables
 ) -> str:
-    """All positions of one part, for one tile of filters."""
+    """All positions of one part, for each of them some tiles of filters.
+
+    What a position reads stays in the nearest cache while its filters are computed.
+    """
+    t = _Types(sweep, sweep.lanes // sweep.fold)
     out = [
-        f"define internal void @{name}(ptr %x, ptr %w, ptr %y, {_more(sweep)}"
-        f"i64 %part, i64 %group, i1 %more) {WIDE} {{",
+        f"define internal void @positions(ptr %x, ptr %w, ptr %y, {_more(sweep)}"
+        f"i64 %ys, i64 %part, i64 %tile0, i64 %tile1, i1 %more) {WIDE} {{",
         "br label %v0",
     ]
     for i, visit in enumerate(sweep.visits):
         runs = visit.kernel.runs
         count = len(visit.runs) // runs
         ends = [p * count // sweep.parts for p in range(sweep.parts + 1)]
-        columns = [(tables.place(k), len(k)) for k in visit.columns]
-        end = "done" if i + 1 == len(sweep.visits) else f"v{i + 1}"
+        columns = tables.place([(tables.place(k), len(k)) for k in visit.columns])
+        group = f"%group{i}" if len(visit.columns) > 1 else "0"
+        after = "done" if i + 1 == len(sweep.visits) else f"v{i + 1}"
+        kernel = kernels[visit.kernel]
+        labels = " ".join(f"i64 {j}, label %k{i}_{j}" for j in range(kinds))
         out += [
             f"v{i}:",
             *_entry(f"%lo{i}", tables.place(ends), "%part", 1, 0),
             *_entry(f"%hi{i}", tables.place(ends), "%part", 1, 1),
-            *_entry(f"%c{i}", tables.place(columns), "%group", 2, 0),
-            *_entry(f"%n{i}", tables.place(columns), "%group", 2, 1),
-            f"%cp{i} = getelementptr i32, ptr @tables, i64 %c{i}",
             f"%any{i} = icmp slt i64 %lo{i}, %hi{i}",
-            f"br i1 %any{i}, label %l{i}, label %{end}",
+            f"br i1 %any{i}, label %l{i}, label %{after}",
             f"l{i}:",
-            f"%t{i} = phi i64 [ %lo{i}, %v{i} ], [ %u{i}, %l{i} ]",
+            f"%t{i} = phi i64 [ %lo{i}, %v{i} ], [ %u{i}, %n{i} ]",
             f"%m{i} = mul i64 %t{i}, {2 * runs}",
             f"%o{i} = add i64 %m{i}, {tables.place(visit.runs)}",
             f"%r{i} = getelementptr i32, ptr @tables, i64 %o{i}",
-            f"call void @kernel_{kind}_{kernels[visit.kernel]}(ptr %x, ptr %w, ptr %y, "
-            f"{_more(sweep)}ptr %cp{i}, i64 %n{i}, ptr %r{i}, i1 %more)",
+            f"br label %e{i}",
+            f"e{i}:",
+            f"%tile_{i} = phi i64 [ %tile0, %l{i} ], [ %tn{i}, %next{i} ]",
+            *_read_tile(fields, f"%tile_{i}", f"{i}"),
+            *_entry(f"%c{i}", columns, group, 2, 0),
+            *_entry(f"%s{i}", columns, group, 2, 1),
+            f"%cp{i} = getelementptr i32, ptr @tables, i64 %c{i}",
+            t.at(f"%xt{i}", "%x", f"%xg{i}"),
+            *_tile_weights(sweep, t, i),
+            f"%yo{i} = add i64 %ys, %first{i}",
+            t.at(f"%yt{i}", "%y", f"%yo{i}"),
+            *[
+                t.at(f"%f{k}_{i}", f"%f{k}", f"%first{i}")
+                for k in range(sweep.per_filter)
+            ],
+            *[t.at(f"%g{k}_{i}", f"%g{k}", f"%yo{i}") for k in range(sweep.per_entry)],
+            f"switch i64 %kind{i}, label %next{i} [ {labels} ]",
+        ]
+        for j in range(kinds):
+            out += [
+                f"k{i}_{j}:",
+                f"call void @kernel_{j}_{kernel}(ptr %xt{i}, ptr %wt{i}, ptr %yt{i}, "
+                f"{_more(sweep, f'_{i}')}ptr %cp{i}, i64 %s{i}, ptr %r{i}, i1 %more)",
+                f"br label %next{i}",
+            ]
+        out += [
+            f"next{i}:",
+            f"%tn{i} = add i64 %tile_{i}, 1",
+            f"%tz{i} = icmp slt i64 %tn{i}, %tile1",
+            f"br i1 %tz{i}, label %e{i}, label %n{i}",
+            f"n{i}:",
             f"%u{i} = add i64 %t{i}, 1",
             f"%z{i} = icmp slt i64 %u{i}, %hi{i}",
-            f"br i1 %z{i}, label %l{i}, label %{end}",
+            f"br i1 %z{i}, label %l{i}, label %{after}",
         ]
     return "\n".join([*out, "done:", "ret void", "}"])
+
+
+def _tile_weights(sweep: Sweep, t: _Types, i: int) -> list[str]:
+    """Where the rows of a tile start: among those of `w`, or in their packed slot."""
+    if sweep.packed is None:
+        return [t.at(f"%wt{i}", "%w", f"%first{i}")]
+    return [
+        f"%place{i} = urem i64 %tile_{i}, {sweep.together}",
+        f"%so{i} = mul i64 %place{i}, {slot_size(sweep)}",
+        t.at(f"%wt{i}", "%w", f"%so{i}"),
+    ]
 
 
 def _entry(name: str, table: int, row: str, width: int, column: int) -> list[str]:
@@ -401,29 +475,74 @@ def _pack(sweep: Sweep, name: str, vectors: int, tail: int) -> str:
     return "\n".join(out)
 
 
-def _task(sweep: Sweep, kinds: list[tuple[int, int]], tables: _Tables) -> str:
+def _pack_all(sweep: Sweep, kinds: int, fields: int, tables: _Tables) -> str:
+    """Copy the rows of all tiles of a task that do not stand in their slots yet."""
+    assert sweep.packed is not None
+    t = _Types(sweep, sweep.lanes // sweep.fold)
+    rows = tables.place([(tables.place(r), len(r)) for r in sweep.packed])
+    group = "%group" if len(sweep.packed) > 1 else "0"
+    labels = " ".join(f"i64 {j}, label %pack{j}" for j in range(kinds))
+    out = [
+        "define internal void @pack_all(ptr %w, ptr %slots, i64 %tile0, i64 %tile1, "
+        f"ptr %held) {WIDE} {{",
+        "entry:",
+        "br label %each",
+        "each:",
+        "%tile = phi i64 [ %tile0, %entry ], [ %tn, %next ]",
+        f"%place = urem i64 %tile, {sweep.together}",
+        "%hp = getelementptr i64, ptr %held, i64 %place",
+        "%had = load i64, ptr %hp, align 8",
+        "%same = icmp eq i64 %had, %tile",
+        "br i1 %same, label %next, label %copy",
+        "copy:",
+        "store i64 %tile, ptr %hp, align 8",
+        *_read_tile(fields, "%tile"),
+        *_entry("%rows", rows, group, 2, 0),
+        *_entry("%count", rows, group, 2, 1),
+        "%rp = getelementptr i32, ptr @tables, i64 %rows",
+        t.at("%wt", "%w", "%first"),
+        f"%so = mul i64 %place, {slot_size(sweep)}",
+        t.at("%slot", "%slots", "%so"),
+        f"switch i64 %kind, label %next [ {labels} ]",
+    ]
+    for j in range(kinds):
+        out += [
+            f"pack{j}:",
+            f"call void @pack_{j}(ptr %wt, ptr %slot, ptr %rp, i64 %count)",
+            "br label %next",
+        ]
+    out += [
+        "next:",
+        "%tn = add i64 %tile, 1",
+        "%tz = icmp slt i64 %tn, %tile1",
+        "br i1 %tz, label %each, label %done",
+        "done:",
+        "ret void",
+        "}",
+    ]
+    return "\n".join(out)
+
+
+def _task(sweep: Sweep) -> str:
     """One part of the positions of one share, for some tiles of filters."""
     t = _Types(sweep, sweep.lanes // sweep.fold)
-    of_tile = tables.place(
-        [
-            (
-                kinds.index((tile.vectors, tile.tail)),
-                tile.group,
-                tile.first,
-                tile.first if sweep.channelwise else tile.group * sweep.x_group,
-            )
-            for tile in sweep.tiles
-        ]
-    )
     per_share = sweep.blocks // sweep.shares
-    fields = ("kind", "group", "first", "xg")
-    filters = [f"f{k}_all" for k in range(sweep.per_filter)]
-    entries = [f"g{k}_all" for k in range(sweep.per_entry)]
+    more = [f"f{k}" for k in range(sweep.per_filter)]
+    more += [f"g{k}" for k in range(sweep.per_entry)]
+    w, packing = "%wb", []
+    if sweep.packed is not None:
+        w = "%slots"
+        packing = [
+            f"%sw = mul i64 %worker, {sweep.together * slot_size(sweep)}",
+            t.at("%slots", "%scratch", "%sw"),
+            "call void @pack_all(ptr %wb, ptr %slots, i64 %tile0, i64 %tile1, "
+            "ptr %held)",
+        ]
     out = [
         "define internal void @task(i64 %t, ptr %buffers, i64 %worker, ptr %held) "
         f"{WIDE} {{",
         "entry:",
-        *_llvm.buffers("x", "w", *filters, *entries, "y", "scratch"),
+        *_llvm.buffers("x", "w", *more, "y", "scratch"),
         f"%part = urem i64 %t, {sweep.parts}",
         f"%rest = udiv i64 %t, {sweep.parts}",
         f"%share = urem i64 %rest, {sweep.shares}",
@@ -435,58 +554,15 @@ def _task(sweep: Sweep, kinds: list[tuple[int, int]], tables: _Tables) -> str:
         f"%b1 = add i64 %b0, {per_share}",
         "br label %block",
         "block:",
-        "%b = phi i64 [ %b0, %entry ], [ %bn, %last ]",
+        "%b = phi i64 [ %b0, %entry ], [ %bn, %block ]",
         f"%xo = mul i64 %b, {sweep.x_block}",
         t.at("%xb", "%x", "%xo"),
         f"%wo = mul i64 %b, {sweep.w_block}",
         t.at("%wb", "%w", "%wo"),
+        *packing,
         "%more = icmp sgt i64 %b, %b0",
-        "br label %each",
-        "each:",
-        "%tile = phi i64 [ %tile0, %block ], [ %tn, %next ]",
-        *[
-            line
-            for k, field in enumerate(fields)
-            for line in _entry(f"%{field}", of_tile, "%tile", len(fields), k)
-        ],
-        t.at("%xt", "%xb", "%xg"),
-        t.at("%wt", "%wb", "%first"),
-        "%yo = add i64 %ys, %first",
-        t.at("%yt", "%y", "%yo"),
-        *[t.at(f"%f{k}", f"%{name}", "%first") for k, name in enumerate(filters)],
-        *[t.at(f"%g{k}", f"%{name}", "%yo") for k, name in enumerate(entries)],
-    ]
-    w = "%wt"
-    if sweep.packed is not None:
-        w = "%slot"
-        out += _unless_packed(sweep, t, tables)
-    group = "%group" if len(sweep.visits[0].columns) > 1 else "0"
-    labels = " ".join(f"i64 {j}, label %kind{j}" for j in range(len(kinds)))
-    out += [f"switch i64 %kind, label %next [ {labels} ]"]
-    for j in range(len(kinds)):
-        out += [
-            f"kind{j}:",
-            *(
-                [
-                    f"br i1 %same, label %go{j}, label %pack{j}",
-                    f"pack{j}:",
-                    f"call void @pack_{j}(ptr %wt, ptr %slot, ptr %rp, i64 %count)",
-                    f"br label %go{j}",
-                    f"go{j}:",
-                ]
-                if sweep.packed is not None
-                else []
-            ),
-            f"call void @positions_{j}(ptr %xt, ptr {w}, ptr %yt, {_more(sweep)}"
-            f"i64 %part, i64 {group}, i1 %more)",
-            "br label %next",
-        ]
-    out += [
-        "next:",
-        "%tn = add i64 %tile, 1",
-        "%tz = icmp slt i64 %tn, %tile1",
-        "br i1 %tz, label %each, label %last",
-        "last:",
+        f"call void @positions(ptr %xb, ptr {w}, ptr %y, {_more(sweep)}i64 %ys, "
+        "i64 %part, i64 %tile0, i64 %tile1, i1 %more)",
         "%bn = add i64 %b, 1",
         "%bz = icmp slt i64 %bn, %b1",
         "br i1 %bz, label %block, label %done",
@@ -495,27 +571,6 @@ def _task(sweep: Sweep, kinds: list[tuple[int, int]], tables: _Tables) -> str:
         "}",
     ]
     return "\n".join(out)
-
-
-def _unless_packed(sweep: Sweep, t: _Types, tables: _Tables) -> list[str]:
-    """Find this worker's place for the rows of a tile, and whether they are there."""
-    assert sweep.packed is not None
-    rows = tables.place([(tables.place(r), len(r)) for r in sweep.packed])
-    group = "%group" if len(sweep.packed) > 1 else "0"
-    return [
-        *_entry("%rows", rows, group, 2, 0),
-        *_entry("%count", rows, group, 2, 1),
-        "%rp = getelementptr i32, ptr @tables, i64 %rows",
-        f"%place = urem i64 %tile, {sweep.together}",
-        "%hp = getelementptr i64, ptr %held, i64 %place",
-        "%had = load i64, ptr %hp, align 8",
-        "%same = icmp eq i64 %had, %tile",
-        "store i64 %tile, ptr %hp, align 8",
-        f"%sw = mul i64 %worker, {sweep.together}",
-        "%si = add i64 %sw, %place",
-        f"%so = mul i64 %si, {slot_size(sweep)}",
-        t.at("%slot", "%scratch", "%so"),
-    ]
 
 
 def slot_size(sweep: Sweep) -> int:
