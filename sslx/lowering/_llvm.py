@@ -4,6 +4,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import sys
 import threading
 from typing import Any, NamedTuple
 
@@ -84,11 +85,17 @@ WIDE = 'nounwind "min-legal-vector-width"="512" "prefer-vector-width"="512"'
 """Attributes of functions that may use the longest vectors."""
 
 
-def handler(tasks: int, workers: int, slots: int, arguments: int, results: int) -> str:
+def handler(
+    rounds: int, pieces: int, workers: int, slots: int, arguments: int, results: int
+) -> str:
     """The function that XLA calls, which lets threads of XLA do tasks.
 
     It does not wait for them: the thread that ends the last task tells XLA so and goes
     on with the program. Only a single task, or thread, is done at once.
+
+    Tasks are the pieces of an array, gone through in several rounds. Each core starts
+    with pieces of its own, always the same share of all, so that it finds in its cache
+    what it wrote a call before; then it helps the others.
 
     `@task(i64 task, ptr buffers, i64 worker, ptr slots)` has to stand beside it:
     `buffers` points to the addresses of all arguments, then of all results; `slots` is
@@ -102,25 +109,31 @@ def handler(tasks: int, workers: int, slots: int, arguments: int, results: int) 
     `Future_Create` at 152 and `Future_SetAvailable` at 160.
 
     Args:
-      tasks: how many.
+      rounds: how often the pieces are gone through.
+      pieces: task `r * pieces + p` is piece `p` in round `r`.
       workers: threads, at most.
       slots: 64-bit integers of memory per worker.
       arguments: arrays that the function is given.
       results: arrays that it writes.
     """
     buffers = arguments + results
+    tasks = rounds * pieces
     given = [("args", k, k) for k in range(arguments)]
     given += [("results", k, arguments + k) for k in range(results)]
     return _HANDLER % {
         "tasks": tasks,
         "before": tasks - 1,
+        "rounds": rounds,
+        "pieces": pieces,
+        "ranges": workers,
+        "core": _CORE[sys.platform == "linux"],
         "workers": workers,
         "minor": 3,
         "attributes": WIDE,
         "slots": slots,
         "bytes": 8 * slots,
         "buffers": buffers,
-        "job": 48 + 8 * buffers,
+        "job": 40 + 8 * (buffers + workers),
         "give": "\n".join(
             f"  call void @give(ptr %{kind}, i64 {k}, ptr %job, i32 {place})"
             for kind, k, place in given
@@ -140,36 +153,66 @@ def buffers(*names: str) -> list[str]:
     ]
 
 
-# The job that workers share: next task, tasks done, holders, workers, the interface,
-# the future, buffers.
+_CORE = {
+    True: """  %core32 = call i32 @sched_getcpu()
+  %core = sext i32 %core32 to i64
+""",
+    False: """  %core = add i64 %me, 0
+""",
+}
+
+
+# The job that workers share: tasks done, holders, workers, the interface, the future,
+# buffers, and per share of the pieces how many tasks of it were begun.
 _HANDLER = """
-%%job = type { i64, i64, i64, i64, ptr, ptr, [%(buffers)d x ptr] }
+%%job = type { i64, i64, i64, ptr, ptr, [%(buffers)d x ptr], [%(ranges)d x i64] }
 
 define internal i1 @work(ptr %%job) %(attributes)s {
 entry:
   %%held = alloca [%(slots)d x i64], align 8
   call void @llvm.memset.p0.i64(ptr align 8 %%held, i8 -1, i64 %(bytes)d, i1 false)
-  %%done = getelementptr %%job, ptr %%job, i64 0, i32 1
-  %%workers = getelementptr %%job, ptr %%job, i64 0, i32 3
+  %%workers = getelementptr %%job, ptr %%job, i64 0, i32 2
   %%me = atomicrmw add ptr %%workers, i64 1 monotonic
-  %%buffers = getelementptr %%job, ptr %%job, i64 0, i32 6
+  %%buffers = getelementptr %%job, ptr %%job, i64 0, i32 5
+%(core)s  br label %%share
+share:
+  %%i = phi i64 [ 0, %%entry ], [ %%i1, %%over ]
+  %%before = phi i1 [ false, %%entry ], [ %%last, %%over ]
+  %%place = add i64 %%core, %%i
+  %%mine = urem i64 %%place, %(ranges)d
+  %%low = mul i64 %%mine, %(pieces)d
+  %%high = add i64 %%low, %(pieces)d
+  %%first = udiv i64 %%low, %(ranges)d
+  %%end = udiv i64 %%high, %(ranges)d
+  %%n = sub i64 %%end, %%first
+  %%all = mul i64 %%n, %(rounds)d
+  %%begun = getelementptr %%job, ptr %%job, i64 0, i32 6, i64 %%mine
   br label %%loop
 loop:
-  %%last = phi i1 [ false, %%entry ], [ %%all, %%run ]
-  %%t = atomicrmw add ptr %%job, i64 1 acq_rel
-  %%some = icmp slt i64 %%t, %(tasks)d
-  br i1 %%some, label %%run, label %%end
+  %%last = phi i1 [ %%before, %%share ], [ %%ended, %%run ]
+  %%k = atomicrmw add ptr %%begun, i64 1 acq_rel
+  %%some = icmp slt i64 %%k, %%all
+  br i1 %%some, label %%run, label %%over
 run:
+  %%round = udiv i64 %%k, %%n
+  %%piece = urem i64 %%k, %%n
+  %%rounds = mul i64 %%round, %(pieces)d
+  %%sum = add i64 %%rounds, %%first
+  %%t = add i64 %%sum, %%piece
   call void @task(i64 %%t, ptr %%buffers, i64 %%me, ptr %%held)
-  %%before = atomicrmw add ptr %%done, i64 1 acq_rel
-  %%all = icmp eq i64 %%before, %(before)d
+  %%done = atomicrmw add ptr %%job, i64 1 acq_rel
+  %%ended = icmp eq i64 %%done, %(before)d
   br label %%loop
-end:
+over:
+  %%i1 = add i64 %%i, 1
+  %%more = icmp slt i64 %%i1, %(ranges)d
+  br i1 %%more, label %%share, label %%out
+out:
   ret i1 %%last
 }
 
 define internal void @release(ptr %%job) nounwind {
-  %%holders = getelementptr %%job, ptr %%job, i64 0, i32 2
+  %%holders = getelementptr %%job, ptr %%job, i64 0, i32 1
   %%before = atomicrmw sub ptr %%holders, i64 1 acq_rel
   %%last = icmp eq i64 %%before, 1
   br i1 %%last, label %%free, label %%end
@@ -181,9 +224,9 @@ end:
 }
 
 define internal void @join(ptr %%job) %(attributes)s {
-  %%ap = getelementptr %%job, ptr %%job, i64 0, i32 4
+  %%ap = getelementptr %%job, ptr %%job, i64 0, i32 3
   %%api = load ptr, ptr %%ap, align 8
-  %%fp = getelementptr %%job, ptr %%job, i64 0, i32 5
+  %%fp = getelementptr %%job, ptr %%job, i64 0, i32 4
   %%future = load ptr, ptr %%fp, align 8
   %%last = call i1 @work(ptr %%job)
   call void @release(ptr %%job)
@@ -254,9 +297,9 @@ here:
   call void @free(ptr %%job)
   ret ptr null
 shared:
-  %%holders = getelementptr %%job, ptr %%job, i64 0, i32 2
+  %%holders = getelementptr %%job, ptr %%job, i64 0, i32 1
   store i64 %%n3, ptr %%holders, align 8
-  %%jap = getelementptr %%job, ptr %%job, i64 0, i32 4
+  %%jap = getelementptr %%job, ptr %%job, i64 0, i32 3
   store ptr %%api, ptr %%jap, align 8
   call void @llvm.memset.p0.i64(ptr align 8 %%make, i8 0, i64 24, i1 false)
   store i64 24, ptr %%make, align 8
@@ -265,7 +308,7 @@ shared:
   %%e2 = call ptr %%create(ptr %%make)
   %%make2 = getelementptr i64, ptr %%make, i64 2
   %%future = load ptr, ptr %%make2, align 8
-  %%jfp = getelementptr %%job, ptr %%job, i64 0, i32 5
+  %%jfp = getelementptr %%job, ptr %%job, i64 0, i32 4
   store ptr %%future, ptr %%jfp, align 8
   %%ffp = getelementptr i8, ptr %%frame, i64 168
   store ptr %%future, ptr %%ffp, align 8
@@ -295,11 +338,12 @@ define internal void @give(ptr %%buffers, i64 %%i, ptr %%job, i32 %%field) nounw
   %%buffer = load ptr, ptr %%bp, align 8
   %%dp = getelementptr i8, ptr %%buffer, i64 24
   %%data = load ptr, ptr %%dp, align 8
-  %%place = getelementptr %%job, ptr %%job, i64 0, i32 6, i32 %%field
+  %%place = getelementptr %%job, ptr %%job, i64 0, i32 5, i32 %%field
   store ptr %%data, ptr %%place, align 8
   ret void
 }
 declare ptr @malloc(i64)
+declare i32 @sched_getcpu()
 declare void @free(ptr)
 declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
 declare i64 @llvm.smin.i64(i64, i64)

@@ -125,7 +125,7 @@ def _take_source(source: tuple[int, ...], shape: tuple[int, ...], dtype: str) ->
         "ret void",
         "}",
     ]
-    return "\n".join([*out, _llvm.handler(tasks, cores, 1, 1, 1)])
+    return "\n".join([*out, _llvm.handler(1, tasks, cores, 1, 1, 1)])
 
 
 _FEWEST_MOVES = 8192

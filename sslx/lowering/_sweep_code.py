@@ -57,11 +57,18 @@ def _source(sweep: Sweep, tables: _Tables) -> str:
         functions += [_pack(sweep, f"pack_{j}", *kind) for j, kind in enumerate(kinds)]
         functions.append(_pack_all(sweep, len(kinds), fields, tables))
     functions.append(_task(sweep))
-    tasks = len(sweep.tiles) // sweep.together * sweep.shares * sweep.parts
+    rounds, pieces = len(sweep.tiles) // sweep.together, sweep.shares * sweep.parts
     return "\n".join(
         [
             *functions,
-            _llvm.handler(tasks, sweep.workers, sweep.together, arguments(sweep), 2),
+            _llvm.handler(
+                rounds,
+                pieces,
+                sweep.workers,
+                sweep.together,
+                arguments(sweep),
+                2,
+            ),
             _Types(sweep, sweep.lanes // sweep.fold).declared(),
         ]
     )
