@@ -8,7 +8,8 @@
     python -m experiments.bench lowerings     see experiments/bench_lowerings.py
     python -m experiments.bench training      see experiments/bench_training.py
 
-The first prints ratios, and an A/A control that tells how small a difference shows:
+All of them keep freed memory (`sslx.keep_memory`), for every candidate alike. The first
+prints ratios, and an A/A control that tells how small a difference shows:
 
     group lasso     median of (step with subgradient / plain step), expected <= 1.05
     proximal step   median of (step with proximal / plain step), expected <= 1.05
@@ -282,6 +283,7 @@ if __name__ == "__main__":
         "lowerings": bench_lowerings.main,
         "training": bench_training.main,
     }
+    sslx.keep_memory()
     tyro.extras.subcommand_cli_from_dict(
         COMMANDS, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)
     )

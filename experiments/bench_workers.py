@@ -10,6 +10,13 @@ from experiments.bench_rounds import Timer
 
 _ROOT = pathlib.Path(__file__).parents[1]
 
+_KEEP_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    "MALLOC_ARENA_MAX": "1",
+}
+"""What `sslx.keep_memory` does here."""
+
 
 class WorkerError(RuntimeError):
     """What was asked cannot be done there; the text says why."""
@@ -25,6 +32,7 @@ class Worker:
             **os.environ,
             "PYTHONPATH": os.pathsep.join(p for p in places if p),
             "OMP_NUM_THREADS": threads,
+            **_KEEP_MEMORY,
         }
         try:
             self._process = subprocess.Popen(

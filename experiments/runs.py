@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import jax
 import tyro
 
+import sslx
 from experiments import checkpoints, data, train
 
 Config = TypeVar("Config")
@@ -130,6 +131,7 @@ def parse(
 
 def command(main: Callable[[], Any]) -> None:
     """Run a command line; what can be expected to go wrong is said in one line."""
+    sslx.keep_memory()
     try:
         main()
     except (

@@ -30,6 +30,7 @@ from sslx._groups import coupled as coupled
 from sslx._groups import groups as groups
 from sslx._groups import norms as norms
 from sslx._groups import scale as scale
+from sslx._memory import keep_memory as keep_memory
 from sslx._penalties import GroupElastic as GroupElastic
 from sslx._penalties import GroupHalf as GroupHalf
 from sslx._penalties import GroupL0 as GroupL0

@@ -3,6 +3,8 @@
 import concurrent.futures
 import dataclasses
 import functools
+import subprocess
+import sys
 from typing import Any
 
 import hypothesis
@@ -18,6 +20,7 @@ from sslx import lowering
 from sslx.lowering import Columns, Conv, Form
 from sslx.lowering._direct import swept
 from sslx.lowering._llvm import Machine
+from sslx.lowering._sweep import Step
 
 KINDS = (
     "xla",
@@ -224,6 +227,97 @@ def test_direct_convolutions_in_many_threads(
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         for found in pool.map(lambda _: tuned(x, w), range(64)):
             np.testing.assert_allclose(found, expected, 1e-4, 1e-4)
+
+
+OPS = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "max": np.maximum,
+    "min": np.minimum,
+}
+
+
+@st.composite
+def epilogues(draw: st.DrawFn) -> tuple[Step, ...]:
+    counted = {"filter": 0, "entry": 0, "number": 0}
+    steps = []
+    for _ in range(draw(st.integers(1, 5))):
+        op = draw(st.sampled_from([*OPS]))
+        kind: Any = draw(st.sampled_from([*counted]))
+        number = draw(st.sampled_from([-1.5, 0.0, 0.3])) if op != "div" else 0.7
+        swapped = op != "div" and draw(st.booleans())
+        steps.append(Step(op, kind, number, counted[kind], swapped))
+        counted[kind] += 1
+    return tuple(steps)
+
+
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(specifications(), st.sampled_from(MACHINES), epilogues())
+def test_epilogues_are_exact(
+    spec: dict[str, Any], machine: Machine, steps: tuple[Step, ...]
+) -> None:
+    conv = convolution(**spec)
+    rng = np.random.default_rng(1)
+    with jax.enable_x64(True):
+        x, w = operands(conv)
+        y = np.asarray(conv.run(x, w))
+        shapes = {"filter": y.shape[-1:], "entry": y.shape, "number": ()}
+        given = {kind: [] for kind in shapes}
+        for op, kind, number, _, swapped in steps:
+            some = rng.uniform(0.5, 1.5, shapes[kind])
+            operand = np.float64(number) if kind == "number" else some
+            given[kind].append(some)
+            y = OPS[op](operand, y) if swapped else OPS[op](y, operand)
+        more = [jnp.asarray(a) for a in given["filter"] + given["entry"]]
+        run = functools.partial(swept, conv, machine, False, steps)
+        np.testing.assert_allclose(jax.jit(run)(x, w, *more), y, 1e-10, 1e-10)
+
+
+def norm(x: jax.Array, v: dict[str, jax.Array]) -> jax.Array:
+    mean, scale = (v[k].reshape(1, 1, 1, -1) for k in ("mean", "scale"))
+    return (x - mean) * (jax.lax.rsqrt(jnp.square(scale) + 1e-3) * scale)
+
+
+def block(v: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    """Two branches, one of them projected; the sum has two uses."""
+    y = jax.nn.relu(norm(layer(x, v["w1"]), v))
+    y = norm(layer(y, v["w2"]), v) + norm(layer(x, v["w3"]), v)
+    y = jnp.clip(jax.nn.relu6(y), 0.25, 3)
+    return y * jnp.tanh(layer(1 - y, v["w2"]) / 2 + y)
+
+
+def test_what_follows_convolutions_is_done_with_them() -> None:
+    with jax.enable_x64(True):
+        keys = iter(jax.random.split(jax.random.key(0), 6))
+        shapes = {"w1": (3, 3, 5, 4), "w2": (3, 3, 4, 4), "w3": (1, 1, 5, 4)}
+        v = {k: jax.random.normal(next(keys), s) / 3 for k, s in shapes.items()}
+        v |= {k: jax.random.normal(next(keys), (4,)) for k in ("mean", "scale")}
+        x = jax.random.normal(next(keys), (3, 7, 7, 5))
+        tuned = sslx.tune(block, v, x)
+        np.testing.assert_allclose(tuned(v, x), block(v, x), 1e-11)
+        outer = jax.make_jaxpr(tuned.apply)(v, x).eqns
+        whole = [e for e in outer if e.outvars[0].aval.shape == (3, 7, 7, 4)]
+        names = [
+            e.primitive.name for e in whole if e.primitive.name != "custom_jvp_call"
+        ]
+        assert names == ["sub", "tanh", "mul"]
+        expected = jax.grad(lambda *a: block(*a).sum(), (0, 1))(v, x)
+        found = jax.grad(lambda *a: tuned.apply(*a).sum(), (0, 1))(v, x)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, 1e-8, 1e-10), found, expected
+        )
+
+
+def test_epilogues_keep_derivative_rules_and_not_a_number() -> None:
+    x, w = jnp.zeros((1, 2, 2, 3)), jnp.ones((3, 3, 3, 4))
+    follow = lambda x, w: jax.nn.relu(layer(x, w))
+    tuned = sslx.tune(follow, x, w)
+    slope = jax.grad(lambda x: tuned.apply(x, w).sum())(x)
+    np.testing.assert_array_equal(slope, 0)  # that of `max` is 1/2 at 0
+    found = tuned(x.at[0, 0, 0, 0].set(jnp.nan), w)
+    assert jnp.isnan(found).all()
 
 
 def test_derivatives_and_maps_of_direct_convolutions() -> None:
@@ -441,3 +535,32 @@ def test_only_short_indices_are_worked_out_early() -> None:
     code = jax.make_jaxpr(sslx.tune(net, jnp.ones(())).apply)(jnp.ones(()))
     assert all(np.size(c) < 400 for c in code.consts)
     assert "scan" in str(code) or "while" in str(code)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+def test_kept_memory_is_not_asked_for_again() -> None:
+    """Pages that the system has to find for the third call of a program."""
+    program = """if True:
+        import resource, sys
+        import jax, jax.numpy as jnp
+        import sslx
+        if sys.argv[1] == "keep" and not sslx.keep_memory():
+            sys.exit("not glibc")
+        f = jax.jit(lambda x: jnp.sin(x @ x.T) @ jnp.ones((4096, 1)))
+        x = jnp.ones((4096, 8))
+        faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(3):
+            before = faults()
+            f(x).block_until_ready()
+        print(faults() - before)
+    """
+    counts = {}
+    for how in ("keep", "give back"):
+        command = [sys.executable, "-c", program, how]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if "not glibc" in done.stderr:
+            pytest.skip("SKIPPED: the C library is not glibc")
+        assert done.returncode == 0, done.stderr
+        counts[how] = int(done.stdout)
+    assert counts["give back"] > 10_000
+    assert counts["keep"] < 1000

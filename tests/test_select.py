@@ -196,9 +196,7 @@ def test_fisher_is_the_mean_of_squared_slopes_of_examples():
 
 @hypothesis.settings(max_examples=50)
 @hypothesis.given(
-    hnp.arrays(
-        np.float32, 9, elements=st.floats(0, 9, width=32, allow_subnormal=False)
-    )
+    hnp.arrays(np.float32, 9, elements=st.floats(0, 9, width=32, allow_subnormal=False))
 )
 @hypothesis.example(np.full(9, 1.2e-38, np.float32))
 def test_lamp_is_its_formula_and_keeps_the_order(magnitudes):

@@ -4,7 +4,9 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from sslx import _jax_compat
 from sslx.lowering._conv import channels_are_last
@@ -74,6 +76,13 @@ def epilogues(jaxpr: Any) -> dict[int, Epilogue]:
     return found
 
 
+class Number(NamedTuple):
+    """A scalar that is known, like a literal."""
+
+    val: Any
+    aval: Any
+
+
 Operation = tuple[Step, Any]
 
 
@@ -132,14 +141,21 @@ def _inside(
         return None
     given = dict(zip(body.invars, eqn.invars, strict=True))
     current = next(v for v, atom in given.items() if atom is value)
+    converted: dict[Any, Number] = {}
 
     def read(atom: Any) -> Any:
         if isinstance(atom, _jax_compat.Literal):
             return atom
+        if atom in converted:
+            return converted[atom]
         return outer(given[atom]) if atom in given else None
 
     taken: list[Operation] = []
     for inner in body.eqns:
+        number = _converted(inner, read)
+        if number is not None:
+            converted[inner.outvars[0]] = number
+            continue
         if sum(atom is current for atom in inner.invars) != 1:
             return None
         more = _operations(inner, current, read)
@@ -150,11 +166,21 @@ def _inside(
     return taken if list(body.outvars) == [current] else None
 
 
+def _converted(eqn: Any, read: Callable[[Any], Any]) -> Number | None:
+    """A known number in another dtype, such as a bound of `jnp.clip`."""
+    if eqn.primitive.name != "convert_element_type":
+        return None
+    operand = read(eqn.invars[0])
+    if not isinstance(operand, _jax_compat.Literal | Number) or np.ndim(operand.val):
+        return None
+    return Number(operand.val, eqn.outvars[0].aval)
+
+
 def _step(op: str, operand: Any, result: Any) -> Step | None:
     shape = operand.aval.shape
     if operand.aval.dtype != result.dtype:
         return None
-    if isinstance(operand, _jax_compat.Literal):
+    if isinstance(operand, _jax_compat.Literal | Number):
         return Step(op, "number", float(operand.val)) if shape == () else None
     if shape == result.shape and math.prod(shape[:-1]) > 1:
         return Step(op, "entry")
