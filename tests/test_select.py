@@ -285,10 +285,26 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32])
+def test_keep_orders_every_kind_of_number(dtype):
+    values = [0.0, -np.inf, -0.0, 2.0, np.nan, -2.0, np.inf, -1.0, 2.0, np.nan, 0.0]
+    if dtype == jnp.int32:
+        values = [3, -7, 0, 2**24, 3, -7]
+    score = jnp.asarray(values, dtype)
+    every = groups({"w": np.zeros((2, len(values)))}, {"w": FILTER})
+    (name,) = every.names
+    order = jnp.argsort(-score.astype(jnp.float32), stable=True)
+    for count in range(len(values) + 1):
+        masks = select.keep(every, {name: score}, count / len(values), minimum=0)
+        assert set(np.flatnonzero(masks[name])) == set(order[:count].tolist())
+
+
 @hypothesis.settings(max_examples=40)
-@hypothesis.given(choices(), st.integers(0, 20), OPTIONS)
-def test_keep_keeps_its_promises(case, twentieths, options):
+@hypothesis.given(choices(), st.booleans(), st.integers(0, 20), OPTIONS)
+def test_keep_keeps_its_promises(case, even, twentieths, options):
     every, scores, costs = build(case)
+    if even:
+        costs = {name: np.full_like(cost, cost[0]) for name, cost in costs.items()}
     density = twentieths / 20
     masks = select.keep(every, scores, density, costs=costs, **options)
     low = options["minimum"]

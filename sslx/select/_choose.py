@@ -89,14 +89,16 @@ def keep(
     total = {c.name: float(np.sum(costs[c.name])) for c in classes}
     if density is None:
         density = _share(budget, total, whole)
-    ranks = {c.name: _rank(c, scores, within) for c in free}
+    even = {c.name for c in free if scope == "class" and np.ptp(costs[c.name]) == 0}
+    ranks = {c.name: _rank(c, scores, within) for c in free if c.name not in even}
     least = {c.name: min(c.count, -(-minimum // round_to) * round_to) for c in free}
     if scope == "class":
         shares = _by_class(groups, density)
+        rooms = {c.name: shares.get(c.name, 1.0) * total[c.name] for c in free}
         fits = {
-            c.name: _fitting(
-                ranks[c.name], costs[c.name], shares.get(c.name, 1.0) * total[c.name]
-            )
+            c.name: _fitting_evenly(costs[c.name], rooms[c.name])
+            if c.name in even
+            else _fitting(ranks[c.name], costs[c.name], rooms[c.name])
             for c in free
         }
     elif isinstance(density, Mapping):
@@ -110,7 +112,11 @@ def keep(
         if c.name not in whole:
             down = jnp.maximum(fits[c.name] // round_to * round_to, least[c.name])
             kept = jnp.where(fits[c.name] >= c.count, c.count, down)
-            mask = (ranks[c.name] < kept).reshape(c.shape)
+            if c.name in even:
+                best = _best(_keys(c, scores, within), kept)
+            else:
+                best = ranks[c.name] < kept
+            mask = best.reshape(c.shape)
         masks[c.name] = mask & within[c.name] if within else mask
     return masks
 
@@ -248,6 +254,47 @@ def _share(
             f"keep: the ignored classes cost {fixed:g}, the budget is {budget}"
         )
     return min((budget - fixed) / rest, 1.0) if rest else 1.0
+
+
+def _keys(c: GroupClass, scores: Scores, within: Masks | None) -> Array:
+    """Unsigned integers in the order of the scores; 1 for NaN, 0 for groups outside."""
+    score = jnp.asarray(scores[c.name]).reshape(-1)
+    if not jnp.issubdtype(score.dtype, jnp.floating):
+        score = score.astype(float)
+    width = jnp.finfo(score.dtype).bits
+    bits = jax.lax.bitcast_convert_type(jnp.where(score == 0, 0, score), f"uint{width}")
+    sign = jnp.asarray(1 << (width - 1), bits.dtype)
+    keys = jnp.where(bits < sign, bits | sign, ~bits)
+    keys = jnp.where(jnp.isnan(score), 1, keys)
+    return jnp.where(jnp.reshape(within[c.name], -1), keys, 0) if within else keys
+
+
+def _best(keys: Array, count: Array) -> Array:
+    """Whether a key is among the `count` largest, of equal ones the first.
+
+    The smallest of them is found bit by bit, which takes a fraction of the time of
+    sorting on a CPU.
+    """
+    width = 8 * keys.dtype.itemsize
+
+    def refine(k: Array, least: Array) -> Array:
+        higher = least | (jnp.asarray(1 << (width - 1), keys.dtype) >> k)
+        return jnp.where(jnp.sum(keys >= higher) >= count, higher, least)
+
+    zero = jnp.zeros((), keys.dtype)
+    places = jnp.arange(width, dtype=keys.dtype)
+    least, _ = jax.lax.scan(lambda t, k: (refine(k, t), None), zero, places)
+    above, equal = keys > least, keys == least
+    return above | (equal & (jnp.cumsum(equal) <= count - jnp.sum(above)))
+
+
+def _fitting_evenly(cost: np.ndarray, room: ArrayLike) -> Array:
+    """How many groups of equal cost cost no more than `room`."""
+    each, count = float(np.reshape(cost, -1)[0]), np.size(cost)
+    if not each:
+        return jnp.asarray(count)
+    most = jnp.floor(jnp.asarray(room) * _SLACK / each).astype(int)
+    return jnp.clip(most, 0, count)
 
 
 def _rank(c: GroupClass, scores: Scores, within: Masks | None) -> Array:
