@@ -62,11 +62,14 @@ class Visit:
       kernel: which.
       columns: per group of filters, offsets in `x` and rows of `w`.
       runs: offsets of the runs in `x` and `y`, `kernel.runs` of them per tile.
+      pace: bytes of what the next tile reads that are fetched ahead per column, where
+        there is one tap only; else tiles share what they read.
     """
 
     kernel: Kernel
     columns: tuple[Int[np.ndarray, "_ 2"], ...]
     runs: Int[np.ndarray, "runs 2"]
+    pace: int
 
 
 class Step(NamedTuple):
@@ -224,7 +227,7 @@ def plan(
     visits = tuple(
         visit
         for c, k, way in zip(positions, columns, ways, strict=True)
-        for visit in _visits(c, k, way)
+        for visit in _visits(conv, c, k, way)
     )
     tiles = _tiles(groups, per_group, count, lanes // fold)
     tasks = shares if inside else shares * len(tiles)
@@ -275,6 +278,7 @@ def folded(conv: Conv, lanes: int) -> int:
 _FEWEST_CYCLES = 5000
 _POSITIONS_TO_PACK = 48
 _BLOCK_BYTES = 1 << 20
+_LINE_BYTES = 64
 
 
 def _strides(shape: tuple[int, ...], order: "range | tuple[int, ...]") -> list[int]:
@@ -487,8 +491,13 @@ def _cycles(
     return cost
 
 
-def _visits(c: _Class, columns: tuple[np.ndarray, ...], choice: _Choice) -> list[Visit]:
+def _visits(
+    conv: Conv, c: _Class, columns: tuple[np.ndarray, ...], choice: _Choice
+) -> list[Visit]:
     line = c.lines[choice.axis]
+    each = conv.lhs[-1] * conv.strides[-1] * jnp.dtype(conv.dtype).itemsize
+    most = max(1, *(len(k) for k in columns))
+    alone = math.prod(conv.window) == 1
     found = []
     for start, stop, length in (
         (0, line.size // choice.length * choice.length, choice.length),
@@ -517,7 +526,8 @@ def _visits(c: _Class, columns: tuple[np.ndarray, ...], choice: _Choice) -> list
         ):
             if len(some):
                 kernel = Kernel(length, line.x_step, line.y_step, together)
-                found.append(Visit(kernel, columns, some))
+                pace = min(_LINE_BYTES, -(-length * together * each // most))
+                found.append(Visit(kernel, columns, some, pace * alone))
     return found
 
 

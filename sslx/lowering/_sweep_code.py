@@ -149,7 +149,8 @@ def _kernel(sweep: Sweep, name: str, kernel: Kernel, vectors: int, tail: int) ->
     final = vectors - 1
     out = [
         f"define internal void @{name}(ptr %x, ptr %w, ptr %y, {_more(sweep)}"
-        f"ptr %columns, i64 %n, ptr %runs, i1 %more) {WIDE} {{",
+        f"ptr %columns, i64 %n, ptr %runs, i1 %more, ptr %next_x, i64 %pace) "
+        f"{WIDE} {{",
         "entry:",
     ]
     for r in range(kernel.runs):
@@ -207,6 +208,12 @@ def _kernel(sweep: Sweep, name: str, kernel: Kernel, vectors: int, tail: int) ->
         f"%wm = mul i64 %wl, {row}",
         t.at("%wr", "%w", "%wm"),
     ]
+    if any(visit.pace for visit in sweep.visits):
+        out += [
+            "%paced = mul i64 %k, %pace",
+            "%soon = getelementptr i8, ptr %next_x, i64 %paced",
+            "call void @llvm.prefetch.p0(ptr %soon, i32 0, i32 2, i32 1)",
+        ]
     for v in range(vectors):
         out.append(t.at(f"%wp{v}", "%wr", v * sweep.lanes))
         whole = sweep.packed is not None or sweep.fold > 1
@@ -386,9 +393,15 @@ def _positions(
             f"%m{i} = mul i64 %t{i}, {2 * runs}",
             f"%o{i} = add i64 %m{i}, {tables.place(visit.runs)}",
             f"%r{i} = getelementptr i32, ptr @tables, i64 %o{i}",
+            f"%rn{i} = getelementptr i32, ptr %r{i}, i64 {2 * runs}",
+            f"%rx{i} = load i32, ptr %rn{i}, align 4",
+            f"%rs{i} = sext i32 %rx{i} to i64",
+            t.at(f"%nx{i}", "%x", f"%rs{i}"),
             f"br label %e{i}",
             f"e{i}:",
             f"%tile_{i} = phi i64 [ %tile0, %l{i} ], [ %tn{i}, %next{i} ]",
+            f"%begin{i} = icmp eq i64 %tile_{i}, %tile0",
+            f"%pace{i} = select i1 %begin{i}, i64 {visit.pace}, i64 0",
             *_read_tile(fields, f"%tile_{i}", f"{i}"),
             *_entry(f"%c{i}", columns, group, 2, 0),
             *_entry(f"%s{i}", columns, group, 2, 1),
@@ -408,7 +421,8 @@ def _positions(
             out += [
                 f"k{i}_{j}:",
                 f"call void @kernel_{j}_{kernel}(ptr %xt{i}, ptr %wt{i}, ptr %yt{i}, "
-                f"{_more(sweep, f'_{i}')}ptr %cp{i}, i64 %s{i}, ptr %r{i}, i1 %more)",
+                f"{_more(sweep, f'_{i}')}ptr %cp{i}, i64 %s{i}, ptr %r{i}, i1 %more, "
+                f"ptr %nx{i}, i64 %pace{i})",
                 f"br label %next{i}",
             ]
         out += [
