@@ -40,7 +40,8 @@ class Form:
     | kind | what it does |
     | --- | --- |
     | `xla` | leaves it to XLA |
-    | `direct` | machine code that reads only columns that are not zero; on a CPU |
+    | `direct` | machine code that reads only columns that are not zero; on a CPU; |
+    | | takes along the elementwise operations that follow |
     | `crop` | drops border taps that are zero or only ever meet padding |
     | `union` | `crop`, over the channels that any tap keeps |
     | `dot` | one product; kernels of one tap, no padding |

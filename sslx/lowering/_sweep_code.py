@@ -1,8 +1,5 @@
-"""The code of a `Sweep`, in LLVM's language."""
+"""The code of a `Sweep`, in LLVM's language: the walk over its tiles."""
 
-import itertools
-import struct
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,6 +7,7 @@ import numpy as np
 from sslx.lowering import _llvm
 from sslx.lowering._llvm import WIDE
 from sslx.lowering._sweep import Kernel, Sweep
+from sslx.lowering._tile_code import Types, pointers, tile_code
 
 
 def target(sweep: Sweep) -> str:
@@ -47,7 +45,7 @@ def _source(sweep: Sweep, tables: _Tables) -> str:
         k: i for i, k in enumerate(dict.fromkeys(v.kernel for v in sweep.visits))
     }
     functions = [
-        _kernel(sweep, f"kernel_{j}_{i}", kernel, *kind)
+        tile_code(sweep, f"kernel_{j}_{i}", kernel, *kind)
         for j, kind in enumerate(kinds)
         for kernel, i in kernels.items()
     ]
@@ -69,7 +67,7 @@ def _source(sweep: Sweep, tables: _Tables) -> str:
                 arguments(sweep),
                 2,
             ),
-            _Types(sweep, sweep.lanes // sweep.fold).declared(),
+            Types(sweep).declared(),
         ]
     )
 
@@ -77,261 +75,6 @@ def _source(sweep: Sweep, tables: _Tables) -> str:
 def arguments(sweep: Sweep) -> int:
     """Arrays that XLA hands over: `x`, `w`, operands of the epilogue."""
     return 2 + sweep.per_filter + sweep.per_entry
-
-
-class _Types:
-    """Names of a sweep's types, and how vectors are read and written."""
-
-    def __init__(self, sweep: Sweep, tail: int):
-        self.scalar = {"float32": "float", "float64": "double"}[sweep.dtype]
-        self.bytes = {"float32": 4, "float64": 8}[sweep.dtype]
-        filters = self.width = sweep.lanes // sweep.fold
-        self.vector = f"<{sweep.lanes} x {self.scalar}>"
-        self.filters = f"<{filters} x {self.scalar}>"
-        self.suffix = f"v{sweep.lanes}f{8 * self.bytes}"
-        self.suffixes = f"v{filters}f{8 * self.bytes}"
-        bits = [f"i1 {int(k < tail)}" for k in range(filters)]
-        self.mask = None if tail == filters else f"<{', '.join(bits)}>"
-        self.masks = f"<{filters} x i1>"
-
-    def declared(self) -> str:
-        v, f, m = self.vector, self.filters, self.masks
-        return (
-            f"declare {v} @llvm.fmuladd.{self.suffix}({v}, {v}, {v})\n"
-            f"declare {f} @llvm.masked.load.{self.suffixes}.p0(ptr, {m}, {f})\n"
-            f"declare void @llvm.masked.store.{self.suffixes}.p0({f}, ptr, {m})\n"
-            f"declare void @llvm.prefetch.p0(ptr, i32, i32, i32)\n"
-            f"declare {f} @llvm.maximum.{self.suffixes}({f}, {f})\n"
-            f"declare {f} @llvm.minimum.{self.suffixes}({f}, {f})\n"
-        )
-
-    def load(self, name: str, pointer: str, last: bool, added_up: bool = False) -> str:
-        """Read a vector, or what is left of one after adding up neighbouring lanes."""
-        if not (last and self.mask):
-            kind = self.filters if added_up else self.vector
-            return f"{name} = load {kind}, ptr {pointer}, align {self.bytes}"
-        return (
-            f"{name} = call {self.filters} @llvm.masked.load.{self.suffixes}.p0("
-            f"ptr align {self.bytes} {pointer}, {self.masks} {self.mask}, "
-            f"{self.filters} zeroinitializer)"
-        )
-
-    def splat(self, number: float) -> str:
-        scalar = float(np.float32(number)) if self.bytes == 4 else number
-        bits = struct.pack(">d", scalar).hex().upper()
-        return f"<{', '.join([f'{self.scalar} 0x{bits}'] * self.width)}>"
-
-    def store(self, value: str, pointer: str, last: bool) -> str:
-        if not (last and self.mask):
-            return f"store {self.filters} {value}, ptr {pointer}, align {self.bytes}"
-        return (
-            f"call void @llvm.masked.store.{self.suffixes}.p0({self.filters} {value}, "
-            f"ptr align {self.bytes} {pointer}, {self.masks} {self.mask})"
-        )
-
-    @staticmethod
-    def lanes(places: Iterable[int]) -> str:
-        numbers = [f"i32 {k}" for k in places]
-        return f"<{len(numbers)} x i32> <{', '.join(numbers)}>"
-
-    def at(self, name: str, pointer: str, offset: object) -> str:
-        return f"{name} = getelementptr {self.scalar}, ptr {pointer}, i64 {offset}"
-
-
-def _kernel(sweep: Sweep, name: str, kernel: Kernel, vectors: int, tail: int) -> str:
-    """A tile: all its columns, then it is written."""
-    t = _Types(sweep, tail)
-    adds = sweep.blocks > sweep.shares
-    row = vectors * sweep.lanes if sweep.packed is not None else sweep.row
-    tile = list(
-        itertools.product(range(kernel.runs), range(kernel.length), range(vectors))
-    )
-    final = vectors - 1
-    out = [
-        f"define internal void @{name}(ptr %x, ptr %w, ptr %y, {_more(sweep)}"
-        f"ptr %columns, i64 %n, ptr %runs, i1 %more, ptr %next_x, i64 %pace) "
-        f"{WIDE} {{",
-        "entry:",
-    ]
-    for r in range(kernel.runs):
-        for k, array in enumerate("xy"):
-            out += [
-                f"%{array}p{r} = getelementptr i32, ptr %runs, i64 {2 * r + k}",
-                f"%{array}i{r} = load i32, ptr %{array}p{r}, align 4",
-                f"%{array}o{r} = sext i32 %{array}i{r} to i64",
-                t.at(f"%{array}{r}", f"%{array}", f"%{array}o{r}"),
-            ]
-    for r, q, v in tile:
-        out.append(
-            t.at(f"%d{r}_{q}_{v}", f"%y{r}", q * kernel.y_step + v * sweep.lanes)
-        )
-    out += [
-        f"call void @llvm.prefetch.p0(ptr %d{r}_{q}_{v}, i32 1, i32 3, i32 1)"
-        for r, q, v in tile
-    ]
-    out.append("%some = icmp sgt i64 %n, 0")
-    if adds:
-        out += ["br i1 %more, label %again, label %start", "again:"]
-        out += [
-            t.load(f"%o{r}_{q}_{v}", f"%d{r}_{q}_{v}", v == final) for r, q, v in tile
-        ]
-        out += ["br label %start", "start:"]
-        out += [
-            f"%s{r}_{q}_{v} = phi {t.vector} [ zeroinitializer, %entry ], "
-            f"[ %o{r}_{q}_{v}, %again ]"
-            for r, q, v in tile
-        ]
-    else:
-        out += ["br label %start", "start:"]
-
-    def begun(r: int, q: int, v: int) -> str:
-        return f"%s{r}_{q}_{v}" if adds else "zeroinitializer"
-
-    out += ["br i1 %some, label %loop, label %none", "none:"]
-    for r, q, v in tile:
-        value = begun(r, q, v)
-        out += _written(sweep, t, kernel, "n", (r, q, v), value, v == final)
-    out += ["ret void", "loop:"]
-    out.append("%k = phi i64 [ 0, %start ], [ %next, %loop ]")
-    for r, q, v in tile:
-        out.append(
-            f"%a{r}_{q}_{v} = phi {t.vector} [ {begun(r, q, v)}, %start ], "
-            f"[ %b{r}_{q}_{v}, %loop ]"
-        )
-    out += [
-        "%kp = getelementptr [2 x i32], ptr %columns, i64 %k",
-        "%xk = load i32, ptr %kp, align 4",
-        "%wq = getelementptr i32, ptr %kp, i64 1",
-        "%wk = load i32, ptr %wq, align 4",
-        "%xl = sext i32 %xk to i64",
-        "%wl = sext i32 %wk to i64",
-        f"%wm = mul i64 %wl, {row}",
-        t.at("%wr", "%w", "%wm"),
-    ]
-    if any(visit.pace for visit in sweep.visits):
-        out += [
-            "%paced = mul i64 %k, %pace",
-            "%soon = getelementptr i8, ptr %next_x, i64 %paced",
-            "call void @llvm.prefetch.p0(ptr %soon, i32 0, i32 2, i32 1)",
-        ]
-    for v in range(vectors):
-        out.append(t.at(f"%wp{v}", "%wr", v * sweep.lanes))
-        whole = sweep.packed is not None or sweep.fold > 1
-        out.append(t.load(f"%w{v}", f"%wp{v}", v == final and not whole))
-    for r in range(kernel.runs):
-        out.append(t.at(f"%xr{r}", f"%x{r}", "%xl"))
-        for q in range(kernel.length):
-            if not sweep.channelwise:
-                some = f"<{sweep.fold} x {t.scalar}>"
-                repeated = t.lanes(k % sweep.fold for k in range(sweep.lanes))
-                out += [
-                    t.at(f"%xq{r}_{q}", f"%xr{r}", q * kernel.x_step),
-                    f"%xs{r}_{q} = load {some}, ptr %xq{r}_{q}, align {t.bytes}",
-                    f"%xb{r}_{q} = shufflevector {some} %xs{r}_{q}, {some} poison, "
-                    f"{repeated}",
-                ]
-            for v in range(vectors):
-                x = f"%xb{r}_{q}"
-                if sweep.channelwise:
-                    x = f"%xv{r}_{q}_{v}"
-                    out.append(
-                        t.at(
-                            f"%xq{r}_{q}_{v}",
-                            f"%xr{r}",
-                            q * kernel.x_step + v * sweep.lanes,
-                        )
-                    )
-                    out.append(t.load(x, f"%xq{r}_{q}_{v}", v == final))
-                out.append(
-                    f"%b{r}_{q}_{v} = call {t.vector} @llvm.fmuladd.{t.suffix}("
-                    f"{t.vector} {x}, {t.vector} %w{v}, {t.vector} %a{r}_{q}_{v})"
-                )
-    out += [
-        "%next = add i64 %k, 1",
-        "%further = icmp slt i64 %next, %n",
-        "br i1 %further, label %loop, label %end",
-        "end:",
-    ]
-    for r, q, v in sorted(tile, key=lambda place: place[2]):
-        lines, value = _unfolded(sweep, t, f"%b{r}_{q}_{v}")
-        out += lines
-        out += _written(sweep, t, kernel, "e", (r, q, v), value, v == final)
-    return "\n".join([*out, "ret void", "}"])
-
-
-def _more(sweep: Sweep, end: str = "") -> str:
-    """Parameters of functions that apply the epilogue, beside `x`, `w` and `y`."""
-    names = [f"f{k}" for k in range(sweep.per_filter)]
-    names += [f"g{k}" for k in range(sweep.per_entry)]
-    return "".join(f"ptr %{name}{end}, " for name in names)
-
-
-_OPS = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
-
-
-def _written(
-    sweep: Sweep,
-    t: _Types,
-    kernel: Kernel,
-    branch: str,
-    place: tuple[int, int, int],
-    value: str,
-    last: bool,
-) -> list[str]:
-    """The epilogue of a vector of sums, and storing it."""
-    r, q, v = place
-    at = f"{r}_{q}_{v}"
-    out = []
-    for k, step in enumerate(sweep.epilogue):
-        name, pointer = f"%{branch}{k}v{at}", f"%{branch}{k}p{at}"
-        operand = f"%{branch}{k}o{at}"
-        if step.kind == "number":
-            operand = t.splat(step.number)
-        elif step.kind == "filter":
-            out += [
-                t.at(pointer, f"%f{step.place}", v * t.width),
-                t.load(operand, pointer, last, True),
-            ]
-        else:
-            base = f"%{branch}{k}b{at}"
-            offset = q * kernel.y_step + v * t.width
-            out += [
-                t.at(base, f"%g{step.place}", f"%yo{r}"),
-                t.at(pointer, base, offset),
-                t.load(operand, pointer, last, True),
-            ]
-        a, b = (operand, value) if step.swapped else (value, operand)
-        if step.op in _OPS:
-            out.append(f"{name} = {_OPS[step.op]} {t.filters} {a}, {b}")
-        else:
-            kind = {"max": "maximum", "min": "minimum"}[step.op]
-            out.append(
-                f"{name} = call {t.filters} @llvm.{kind}.{t.suffixes}("
-                f"{t.filters} {a}, {t.filters} {b})"
-            )
-        value = name
-    return [*out, t.store(value, f"%d{at}", last)]
-
-
-def _unfolded(sweep: Sweep, t: _Types, value: str) -> tuple[list[str], str]:
-    """Add up neighbouring lanes: as integers of twice their width, shifted."""
-    out = []
-    lanes, bits = sweep.lanes, 8 * t.bytes
-    while lanes > sweep.lanes // sweep.fold:
-        whole, half = f"<{lanes} x {t.scalar}>", f"<{lanes // 2} x i{bits}>"
-        pairs = f"<{lanes // 2} x i{2 * bits}>"
-        shift = ", ".join([f"i{2 * bits} {bits}"] * (lanes // 2))
-        out += [
-            f"{value}p = bitcast {whole} {value} to {pairs}",
-            f"{value}h = lshr {pairs} {value}p, <{shift}>",
-            f"{value}o = bitcast {pairs} {value}h to {whole}",
-            f"{value}a = fadd {whole} {value}, {value}o",
-            f"{value}b = bitcast {whole} {value}a to {pairs}",
-            f"{value}t = trunc {pairs} {value}b to {half}",
-            f"{value}s = bitcast {half} {value}t to <{lanes // 2} x {t.scalar}>",
-        ]
-        value, lanes = f"{value}s", lanes // 2
-    return out, value
 
 
 _FIELDS = ("kind", "group", "first", "xg")
@@ -367,9 +110,9 @@ def _positions(
 
     What a position reads stays in the nearest cache while its filters are computed.
     """
-    t = _Types(sweep, sweep.lanes // sweep.fold)
+    t = Types(sweep)
     out = [
-        f"define internal void @positions(ptr %x, ptr %w, ptr %y, {_more(sweep)}"
+        f"define internal void @positions(ptr %x, ptr %w, ptr %y, {pointers(sweep)}"
         f"i64 %ys, i64 %part, i64 %tile0, i64 %tile1, i1 %more) {WIDE} {{",
         "br label %v0",
     ]
@@ -421,8 +164,8 @@ def _positions(
             out += [
                 f"k{i}_{j}:",
                 f"call void @kernel_{j}_{kernel}(ptr %xt{i}, ptr %wt{i}, ptr %yt{i}, "
-                f"{_more(sweep, f'_{i}')}ptr %cp{i}, i64 %s{i}, ptr %r{i}, i1 %more, "
-                f"ptr %nx{i}, i64 %pace{i})",
+                f"{pointers(sweep, f'_{i}')}ptr %cp{i}, i64 %s{i}, ptr %r{i}, "
+                f"i1 %more, ptr %nx{i}, i64 %pace{i})",
                 f"br label %next{i}",
             ]
         out += [
@@ -438,7 +181,7 @@ def _positions(
     return "\n".join([*out, "done:", "ret void", "}"])
 
 
-def _tile_weights(sweep: Sweep, t: _Types, i: int) -> list[str]:
+def _tile_weights(sweep: Sweep, t: Types, i: int) -> list[str]:
     """Where the rows of a tile start: among those of `w`, or in their packed slot."""
     if sweep.packed is None:
         return [t.at(f"%wt{i}", "%w", f"%first{i}")]
@@ -461,7 +204,7 @@ def _entry(name: str, table: int, row: str, width: int, column: int) -> list[str
 
 
 def _pack(sweep: Sweep, name: str, vectors: int, tail: int) -> str:
-    t = _Types(sweep, tail)
+    t = Types(sweep, vectors, tail)
     out = [
         f"define internal void @{name}(ptr %w, ptr %to, ptr %rows, i64 %n) {WIDE} {{",
         "entry:",
@@ -478,10 +221,9 @@ def _pack(sweep: Sweep, name: str, vectors: int, tail: int) -> str:
         t.at("%into", "%to", "%so"),
     ]
     for v in range(vectors):
-        last = v == vectors - 1
         out += [
             t.at(f"%from{v}", "%source", v * sweep.lanes),
-            t.load(f"%w{v}", f"%from{v}", last),
+            t.load(f"%w{v}", f"%from{v}", v),
             t.at(f"%t{v}", "%into", v * sweep.lanes),
             f"store {t.vector} %w{v}, ptr %t{v}, align {t.bytes}",
         ]
@@ -499,7 +241,7 @@ def _pack(sweep: Sweep, name: str, vectors: int, tail: int) -> str:
 def _pack_all(sweep: Sweep, kinds: int, fields: int, tables: _Tables) -> str:
     """Copy the rows of all tiles of a task that do not stand in their slots yet."""
     assert sweep.packed is not None
-    t = _Types(sweep, sweep.lanes // sweep.fold)
+    t = Types(sweep)
     rows = tables.place([(tables.place(r), len(r)) for r in sweep.packed])
     group = "%group" if len(sweep.packed) > 1 else "0"
     labels = " ".join(f"i64 {j}, label %pack{j}" for j in range(kinds))
@@ -546,7 +288,7 @@ def _pack_all(sweep: Sweep, kinds: int, fields: int, tables: _Tables) -> str:
 
 def _task(sweep: Sweep) -> str:
     """One part of the positions of one share, for some tiles of filters."""
-    t = _Types(sweep, sweep.lanes // sweep.fold)
+    t = Types(sweep)
     per_share = sweep.blocks // sweep.shares
     more = [f"f{k}" for k in range(sweep.per_filter)]
     more += [f"g{k}" for k in range(sweep.per_entry)]
@@ -582,7 +324,7 @@ def _task(sweep: Sweep) -> str:
         t.at("%wb", "%w", "%wo"),
         *packing,
         "%more = icmp sgt i64 %b, %b0",
-        f"call void @positions(ptr %xb, ptr {w}, ptr %y, {_more(sweep)}i64 %ys, "
+        f"call void @positions(ptr %xb, ptr {w}, ptr %y, {pointers(sweep)}i64 %ys, "
         "i64 %part, i64 %tile0, i64 %tile1, i1 %more)",
         "%bn = add i64 %b, 1",
         "%bz = icmp slt i64 %bn, %b1",

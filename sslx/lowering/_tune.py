@@ -212,7 +212,13 @@ def tune(
     wherever they stand (`jit`, `scan`, `cond`, `while`, `checkpoint`), those that
     differentiation made included, so `fn` may be a whole training step: tune
     `jax.grad(loss)` rather than differentiate what was tuned, whose derivatives are
-    XLA's. On a CPU sums, pools and moved channels take faster forms too.
+    XLA's. On a CPU sums, pools and moved channels take faster forms too, and programs
+    of more than 32 MiB of intermediate results gain by `sslx.keep_memory`.
+
+    What follows a convolution entry by entry (bias, norm with fixed statistics,
+    residual, ReLU: `+ - * / max min` with numbers, one value per filter, or an array
+    like the result) is done by the direct form before it writes the result, where
+    channels are the last axis and the result has no other use.
 
     The direct form is machine code of this process, called through XLA's foreign
     function interface: it cannot be exported (`jax.export` the function itself), and
