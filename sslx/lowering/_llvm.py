@@ -15,7 +15,7 @@ from jaxtyping import Int
 
 
 class Machine(NamedTuple):
-    """Vector registers of a processor: bytes of each, and how many; and cores."""
+    """Vector registers of a processor, bytes of each and how many; cores to use."""
 
     bytes: int
     registers: int
@@ -26,7 +26,8 @@ class Machine(NamedTuple):
 def machine() -> Machine | None:
     """The vectors of this processor; None where we know of none."""
     features = llvm.get_host_cpu_features()
-    cores = os.cpu_count() or 1
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     if features.get("avx512f"):
         return Machine(64, 32, cores)
     if features.get("avx2") and features.get("fma"):

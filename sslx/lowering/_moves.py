@@ -2,7 +2,6 @@
 
 import functools
 import math
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,7 +82,9 @@ def _jvp(source: tuple[int, ...], primals: Any, tangents: Any) -> tuple[Any, Any
 def _take_source(source: tuple[int, ...], shape: tuple[int, ...], dtype: str) -> str:
     scalar, size = {"float32": ("float", 4), "float64": ("double", 8)}[dtype]
     rows, width = math.prod(shape[:-1]), shape[-1]
-    cores = os.cpu_count() or 1
+    machine = _llvm.machine()
+    assert machine is not None, "see `_source`"
+    cores = machine.cores
     tasks = max(1, min(4 * cores, rows * len(source) // _FEWEST_MOVES))
     out = [
         "define internal void @task(i64 %t, ptr %buffers, i64 %worker, ptr %held) "
