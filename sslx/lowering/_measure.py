@@ -1,6 +1,7 @@
 """Time the forms of a convolution on this machine, and remember what was found."""
 
 import functools
+import importlib
 import json
 import math
 import os
@@ -112,7 +113,10 @@ class Cache:
 def _setting() -> str:
     device = jax.devices()[0]
     cores = os.cpu_count() if device.platform == "cpu" else ""
-    versions = f"jax{jax.__version__}-jaxlib{jaxlib.version.__version__}"
+    versions = (
+        f"sslx{importlib.import_module('sslx').__version__}-jax{jax.__version__}-"
+        f"jaxlib{jaxlib.version.__version__}"
+    )
     return f"{device.platform}-{device.device_kind}-{cores}-{versions}"
 
 
