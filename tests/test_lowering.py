@@ -87,7 +87,7 @@ def operands(conv: Conv, seed: int = 0) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(rng.standard_normal(conv.lhs)), jnp.asarray(w)
 
 
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=30, deadline=None)
 @hypothesis.given(specifications(), st.integers(0, len(FORMS) - 1))
 def test_every_form_is_exact(spec: dict[str, Any], start: int) -> None:
     conv = convolution(**spec)
@@ -193,7 +193,7 @@ def test_weight_gradients_are_read_as_they_lie(strides: int) -> None:
 MACHINES = (Machine(64, 32, 2), Machine(32, 16, 1), Machine(16, 32, 3))
 
 
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=30, deadline=None)
 @hypothesis.given(specifications(), st.sampled_from(MACHINES), st.booleans())
 def test_direct_convolutions_are_exact(
     spec: dict[str, Any], machine: Machine, gradient: bool
@@ -253,7 +253,7 @@ def epilogues(draw: st.DrawFn) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=25, deadline=None)
 @hypothesis.given(specifications(), st.sampled_from(MACHINES), epilogues())
 def test_epilogues_are_exact(
     spec: dict[str, Any], machine: Machine, steps: tuple[Step, ...]
@@ -381,7 +381,7 @@ def test_xla_leaves_the_program_alone() -> None:
     assert "conv_general_dilated" in str(jax.make_jaxpr(tuned.apply)(x, w))
 
 
-@hypothesis.settings(max_examples=15, deadline=None)
+@hypothesis.settings(max_examples=10, deadline=None)
 @hypothesis.given(st.integers(1, 3), st.integers(1, 3), st.integers(0, 2))
 def test_sums_as_products_are_exact(leading: int, kept: int, other: int) -> None:
     with jax.enable_x64(True):
@@ -513,7 +513,7 @@ def test_channels_are_moved_exactly(count: int, dtype: str) -> None:
         np.testing.assert_array_equal(sslx.tune(fill, nan)(nan), fill(nan))
 
 
-@hypothesis.settings(max_examples=30, deadline=None)
+@hypothesis.settings(max_examples=20, deadline=None)
 @hypothesis.given(specifications())
 def test_direct_convolutions_are_counted(spec: dict[str, Any]) -> None:
     conv = convolution(**spec | {"density": 1.0})
@@ -539,7 +539,7 @@ def test_only_short_indices_are_worked_out_early() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 def test_kept_memory_is_not_asked_for_again() -> None:
-    """Pages that the system has to find for the third call of a program."""
+    """Pages that the system has to find for a call of a program, at least."""
     program = """if True:
         import resource, sys
         import jax, jax.numpy as jnp
@@ -549,10 +549,12 @@ def test_kept_memory_is_not_asked_for_again() -> None:
         f = jax.jit(lambda x: jnp.sin(x @ x.T) @ jnp.ones((4096, 1)))
         x = jnp.ones((4096, 8))
         faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(3):
+        found = []
+        for _ in range(8):
             before = faults()
             f(x).block_until_ready()
-        print(faults() - before)
+            found.append(faults() - before)
+        print(min(found[4:]))
     """
     counts = {}
     for how in ("keep", "give back"):
