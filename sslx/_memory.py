@@ -11,8 +11,7 @@ def keep_memory() -> bool:
 
     XLA asks for the memory of a program's intermediate results at every call. glibc
     gives blocks of more than 32 MiB back to the system as soon as they are free, so the
-    next call touches new pages, which the system has to find and clear: a quarter of
-    the time of a small network with 40 MiB of intermediate results. Kept, they cost
+    next call touches new pages, which the system has to find and clear. Kept, they cost
     nothing, and the process stays as large as it has been.
 
     It holds for the whole process, sets `M_MMAP_MAX` to 0, `M_TRIM_THRESHOLD` to -1 and
