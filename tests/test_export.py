@@ -87,7 +87,9 @@ def test_onnx_runtime_computes_the_same(tmp_path: pathlib.Path) -> None:
 
     small, x = compacted()
     with jax.numpy_rank_promotion("allow"):
+        onnx.save(tmp_path / "small.onnx", small, x)
         path = onnx.save(tmp_path / "small.onnx", small, x)
+    assert all(p.name.startswith("small.onnx") for p in tmp_path.iterdir())
     session = onnxruntime.InferenceSession(path)
     (entry,) = session.get_inputs()
     (got,) = session.run(None, {entry.name: np.asarray(x)})
@@ -110,6 +112,8 @@ def test_norms_and_pools_suit_the_runtime(name: str, tmp_path: pathlib.Path) -> 
     kinds = [node.op_type for node in library.load(path).graph.node]
     assert "Relu" in kinds and "Max" not in kinds and "Sqrt" not in kinds
     assert ("Sub" in kinds) == (name == "densenet40")  # norms after a concatenation
+    assert kinds.count("Transpose") == 1  # of the images, which come channels last
+    assert "Slice" not in kinds and "Expand" not in kinds
     session = onnxruntime.InferenceSession(path)
     (entry,) = session.get_inputs()
     (got,) = session.run(None, {entry.name: np.asarray(x)})

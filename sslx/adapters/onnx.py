@@ -2,8 +2,8 @@
 
 import collections
 import dataclasses
-import math
 import pathlib
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,11 +14,8 @@ import numpy as np
 
 from sslx import _jax_compat
 from sslx._compact import Compact
+from sslx.adapters import _channels_first
 from sslx.graph._program import Equation, Program, Value, trace
-
-_INLINED = ("custom_jvp_call", "custom_vjp_call", "checkpoint", "remat", "remat2")
-_RUNTIME_AXES = 3
-_MOST_SLICES = 16
 
 
 def save(
@@ -27,10 +24,13 @@ def save(
     """Write a compact network as an ONNX file, parameters included.
 
     The network is traced before `jax2onnx` sees it, because that puts operations of its
-    own in the place of Flax's layers while it looks at a function.
+    own in the place of Flax's layers while it looks at a function. Images are stored
+    channels first in between, as ONNX's convolutions and pools take them; inputs and
+    outputs of the file keep the axes that they have in JAX.
 
     Args:
-      path: of the file; written over.
+      path: of the file; written over. Large parameters are in a file of their own
+        beside it, `NAME.data`.
       small: what `sslx.compact` returned.
       *args: arrays or shapes; the file's inputs, with these shapes.
       **kwargs: fixed settings of the call, such as `train=False`.
@@ -42,15 +42,21 @@ def save(
     program, _, _ = trace(
         lambda *a: small.apply(small.variables, *a, **kwargs), *shapes
     )
+    program, _, _ = trace(lambda *a: _channels_first.run(program, a), *shapes)
 
     def run(*inputs: Any) -> tuple[Any, ...]:
         return tuple(_run(program, inputs))
 
-    jax2onnx.to_onnx(run, shapes, return_mode="file", output_path=str(path))
-    return pathlib.Path(path)
+    path = pathlib.Path(path)
+    with tempfile.TemporaryDirectory(prefix=".onnx-", dir=path.parent) as folder:
+        made = pathlib.Path(folder) / path.name
+        jax2onnx.to_onnx(run, shapes, return_mode="file", output_path=str(made))
+        for part in pathlib.Path(folder).iterdir():
+            part.replace(path.parent / part.name)
+    return path
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class _Affine:
     """A convolution by a constant kernel and a shift per filter, not yet emitted."""
 
@@ -61,25 +67,23 @@ class _Affine:
 
     def combined(self, name: str, constant: Any, first: bool) -> "_Affine | None":
         """With one more constant per filter taken in; None where it is not one."""
-        numbers = self.equation.params["dimension_numbers"]
-        ndim, axis = len(numbers.out_spec), numbers.out_spec[1]
-        size = self.equation.outputs[0].shape[axis]
+        filters, _, *window = self.kernel.shape
+        wide = (1, filters, *(1 for _ in window))
         constant = jnp.asarray(constant)
-        wide = tuple(size if a == axis else 1 for a in range(ndim))
-        if constant.ndim not in (0, ndim):
+        if constant.ndim not in (0, len(wide)):
             return None
         if any(n not in (1, m) for n, m in zip(constant.shape, wide, strict=False)):
             return None
-        shift = jnp.zeros(wide, constant.dtype) if self.shift is None else self.shift
-        if name == "mul":
-            per_filter = jnp.broadcast_to(constant, wide).reshape(-1)
-            along = [-1 if a == numbers.rhs_spec[0] else 1 for a in range(ndim)]
-            kernel = self.kernel * per_filter.reshape(along)
-            return dataclasses.replace(self, kernel=kernel, shift=shift * constant)
-        if name == "sub" and not first:
-            return None
-        shift = shift + (constant if name == "add" else -constant)
-        return dataclasses.replace(self, shift=shift)
+        constant = jnp.broadcast_to(constant, wide)
+        shift = jnp.zeros_like(constant) if self.shift is None else self.shift
+        if name == "mul" or (name == "div" and first):
+            scale = constant if name == "mul" else 1 / constant
+            kernel = self.kernel * scale.reshape(-1, *(1 for _ in wide[1:]))
+            return dataclasses.replace(self, kernel=kernel, shift=shift * scale)
+        if name == "add" or (name == "sub" and first):
+            shift = shift + (constant if name == "add" else -constant)
+            return dataclasses.replace(self, shift=shift)
+        return None
 
     def emit(self) -> Any:
         (out,) = self.equation.bind([self.x, self.kernel])
@@ -127,7 +131,7 @@ def _folded(
     equation: Equation, known: list[Any], uses: Mapping[Value, int]
 ) -> _Affine | None:
     """A convolution that is read only here, combined with a constant."""
-    if equation.name not in ("add", "sub", "mul"):
+    if equation.name not in ("add", "sub", "mul", "div"):
         return None
     for at, other in ((0, 1), (1, 0)):
         part = known[at]
@@ -139,54 +143,8 @@ def _folded(
 
 
 def _apply(equation: Equation, operands: list[Any]) -> list[Any]:
-    if equation.name in _INLINED and equation.bodies:
-        return _run(equation.bodies[0], operands)
-    if equation.name == "reduce_window_max":
-        return [_max_pool(equation, operands[0])]
-    if equation.name == "reduce_window_sum":
-        return [_sum_pool(equation, operands[0])]
     if equation.name == "max":
         for x, bound in (operands, operands[::-1]):
             if not _moves(bound) and np.ndim(bound) == 0 and bound == 0:
                 return [jax.nn.relu(x)]
     return equation.bind(operands)
-
-
-def _sum_pool(equation: Equation, x: Any) -> Any:
-    """Pool as a sum of slices, where there are few and none is padding."""
-    params = equation.params
-    window, strides = params["window_dimensions"], params["window_strides"]
-    dilations = (*params["window_dilation"], *params["base_dilation"])
-    plain = all(d == 1 for d in dilations) and not np.any(params["padding"])
-    if not plain or math.prod(window) > _MOST_SLICES:
-        return equation.bind([x])[0]
-    sizes = equation.outputs[0].shape
-    total = None
-    for start in np.ndindex(*window):
-        limit = [
-            a + (n - 1) * s + 1 for a, n, s in zip(start, sizes, strides, strict=True)
-        ]
-        part = jax.lax.slice(x, start, limit, strides)
-        total = part if total is None else total + part
-    return total
-
-
-def _max_pool(equation: Equation, x: Any) -> Any:
-    """Pool with the axes that the window does not cover merged into the first.
-
-    ONNX Runtime pools over at most three axes, and `jax2onnx` counts them all.
-    """
-    names = ("window_dimensions", "window_strides", "padding", "window_dilation")
-    names = (*names, "base_dilation")
-    rows = list(zip(*(equation.params[name] for name in names), strict=True))
-    unit = (1, 1, (0, 0), 1, 1)
-    still = [a for a, row in enumerate(rows) if row == unit]
-    moving = [a for a, row in enumerate(rows) if row != unit]
-    if x.ndim <= _RUNTIME_AXES or not still or len(moving) >= _RUNTIME_AXES:
-        return equation.bind([x])[0]
-    order = [*still, *moving]
-    merged = jnp.transpose(x, order).reshape(-1, *(x.shape[a] for a in moving))
-    columns = zip(unit, *(rows[a] for a in moving), strict=True)
-    (out,) = equation.bind([merged], **dict(zip(names, columns, strict=True)))
-    out = out.reshape([equation.outputs[0].shape[a] for a in order])
-    return jnp.transpose(out, [order.index(a) for a in range(x.ndim)])
