@@ -125,11 +125,13 @@ def draw(layer: str, row: Row, batch: int, seed: int, pattern: Pattern) -> Case:
     that the previous layer's zero rows leave dead are among the zero columns; the
     others are drawn per group of filters:
 
-    | pattern | zero columns |
-    | --- | --- |
-    | `random` | any |
-    | `blocks` | one tap of a block of 16 channels that are alive, as a whole |
-    | `classes` | all taps but the centre, of any channels |
+    | pattern | zero rows | zero columns | in `sslx.groups` |
+    | --- | --- | --- | --- |
+    | `random` | any | any | `FILTER`, `SHAPE` |
+    | `blocks` | 16 neighbours | one tap of 16 channels that are alive | `BLOCK` |
+    | `classes` | any | all taps but the centre, of any channels | |
+
+    Blocks are drawn until one more would lead farther from the ratio.
     """
     conv, at = convolution(layer, batch), list(SHAPES).index(layer)
     kernel = _values(conv, seed, at)
@@ -137,10 +139,10 @@ def draw(layer: str, row: Row, batch: int, seed: int, pattern: Pattern) -> Case:
         alive = _rng(seed, at, 2).random(conv.rhs) >= row.entries[at]
         every = np.ones(conv.lhs[-1], bool), np.ones(conv.rhs[-1], bool)
         return Case(conv, conv, kernel, alive, *every)
-    filters = _halves(conv.rhs[-1], row.rows[at], seed, at)
+    filters = _halves(conv.rhs[-1], row.rows[at], seed, at, pattern)
     channels = np.ones(conv.lhs[-1], bool)
     if at:
-        channels = _halves(conv.lhs[-1], row.rows[at - 1], seed, at - 1)
+        channels = _halves(conv.lhs[-1], row.rows[at - 1], seed, at - 1, pattern)
     read = channels.reshape(conv.groups, -1)
     rng = _rng(seed, at, 1)
     wanted = round((1 - row.columns[at]) * int(np.prod(conv.rhs[:-1])))
@@ -167,12 +169,15 @@ def _values(conv: Conv, seed: int, at: int) -> Float[np.ndarray, "H W I O"]:
     return values / np.float32(np.sqrt(np.prod(conv.rhs[:-1]) / 2))
 
 
-def _halves(count: int, sparsity: float, seed: int, at: int) -> Bool[np.ndarray, " n"]:
+def _halves(
+    count: int, sparsity: float, seed: int, at: int, pattern: Pattern
+) -> Bool[np.ndarray, " n"]:
     """The filters that stay, as many in both halves; the same wherever it is asked."""
-    rng = _rng(seed, at, 0)
-    alive = np.ones((2, count // 2), bool)
+    rng, size = _rng(seed, at, 0), BLOCK if pattern == "blocks" else 1
+    alive = np.ones((2, count // 2 // size, size), bool)
     for half in alive:
-        half[rng.permutation(half.size)[: round(sparsity * half.size)]] = False
+        dead = round(sparsity * len(half))
+        half[rng.permutation(len(half))[:dead]] = False
     return alive.reshape(-1)
 
 

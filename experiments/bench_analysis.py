@@ -7,14 +7,16 @@ Every network is given as shapes, with half of the units of every class masked o
 Each runs in a process of its own, whose peak memory is reported too. `trace` is
 `jax.make_jaxpr` of the dense function, JAX's caches empty; `analysis` is what
 `sslx.compact` takes beyond it, and `rewrite` is `jax.make_jaxpr` of the compact
-function after that. For `--compiled` networks XLA compiles the forward pass,
-dense and compact, in turn; `=` is a tie with the dense one against itself. With
-`--torch-python`, an interpreter that has `torch` and `torch-pruning`, Torch-Pruning
-builds its graph and halves the networks that both have.
+function after that, all without Python's garbage collector, as `timeit` measures. For
+`--compiled` networks XLA compiles the forward pass, dense and compact, in turn; `=` is
+a tie with the dense one against itself. With `--torch-python`, an interpreter that has
+`torch` and `torch-pruning`, Torch-Pruning builds its graph and halves the networks that
+both have.
 """
 
 import dataclasses
 import functools
+import gc
 import multiprocessing
 import pathlib
 import resource
@@ -163,9 +165,14 @@ def half_of_units(units: sslx.Groups) -> dict[str, dict[int, np.ndarray]]:
 
 
 def _seconds(call: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    result = call()
-    return time.perf_counter() - start, result
+    gc.collect()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        result = call()
+        return time.perf_counter() - start, result
+    finally:
+        gc.enable()
 
 
 def compile_times(

@@ -97,7 +97,7 @@ def interleaved(
     *,
     timers: bool = False,
     budget: float = 60.0,
-    round_seconds: float = 0.005,
+    round_seconds: float = 0.02,
 ) -> Rounds:
     """Time candidates side by side.
 
