@@ -9,6 +9,9 @@ from jax.extend.core import Jaxpr as Jaxpr
 from jax.extend.core import Literal as Literal
 from jax.extend.core import Var as Var
 
+CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr"}
+"""Primitives that only name a piece of a program, and the parameter that holds it."""
+
 
 def open_jaxpr(jaxpr: Any) -> tuple[Any, list[Any]]:
     """The jaxpr and the values of its constants, whether given open or closed."""

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from sslx import _jax_compat
+from sslx.graph._bodies import BODIES, Call
 from sslx.graph._program import Equation, Program, Value
 from sslx.graph._relation import Link, relation
 
-_CALLS = ("custom_jvp_call", "custom_vjp_call", "checkpoint", "remat", "remat2")
 _WINDOW = (
     "window_dimensions",
     "window_strides",
@@ -88,7 +88,7 @@ def _run(program: Program, inputs: Sequence[Stored]) -> list[Stored]:
 
 
 def _apply(equation: Equation, operands: list[Stored]) -> list[Stored]:
-    if equation.name in _CALLS and equation.bodies:
+    if BODIES.get(equation.name) is Call:
         return _run(equation.bodies[0], operands)
     if equation.name in _RULES:
         return [_RULES[equation.name](equation, operands)]

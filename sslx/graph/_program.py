@@ -15,7 +15,6 @@ import numpy as np
 
 from sslx import _jax_compat
 
-_INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr"}
 _BODIES = {
     "custom_jvp_call": ("call_jaxpr",),
     "custom_vjp_call": ("call_jaxpr",),
@@ -138,8 +137,9 @@ def _inline(
         operands = [read(atom) for atom in eqn.invars]
         name = eqn.primitive.name
         source = _jax_compat.source_line(eqn) or caller
-        if name in _INLINED:
-            body, body_consts = _jax_compat.open_jaxpr(eqn.params[_INLINED[name]])
+        if name in _jax_compat.CALLS:
+            inner = eqn.params[_jax_compat.CALLS[name]]
+            body, body_consts = _jax_compat.open_jaxpr(inner)
             results = _inline(body, body_consts, operands, equations, source)
         else:
             results = [Value(v.aval.shape, v.aval.dtype) for v in eqn.outvars]

@@ -13,12 +13,7 @@ from sslx.lowering._conv import channels_are_last
 from sslx.lowering._sweep import Step
 
 _OPS = ("add", "sub", "mul", "div", "max", "min")
-_CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-}
+_OPENED = _jax_compat.CALLS | {"custom_jvp_call": "call_jaxpr"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +105,7 @@ def _operations(
     """
     if len(eqn.outvars) != 1:
         return None
-    if eqn.primitive.name in _CALLS:
+    if eqn.primitive.name in _OPENED:
         return _inside(eqn, value, outer)
     if eqn.primitive.name not in _OPS:
         return None
@@ -136,7 +131,7 @@ def _takes_only(eqn: Any, value: Any, taken: Sequence[Operation]) -> bool:
 def _inside(
     eqn: Any, value: Any, outer: Callable[[Any], Any]
 ) -> list[Operation] | None:
-    body, consts = _jax_compat.open_jaxpr(eqn.params[_CALLS[eqn.primitive.name]])
+    body, consts = _jax_compat.open_jaxpr(eqn.params[_OPENED[eqn.primitive.name]])
     if consts or len(body.invars) != len(eqn.invars):
         return None
     given = dict(zip(body.invars, eqn.invars, strict=True))

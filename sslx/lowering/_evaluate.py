@@ -134,8 +134,8 @@ def _equation(
         taken = moved(params, *operands)
         if taken is not None:
             return [taken]
-    if name in ("jit", "pjit", "closed_call"):
-        body = params["jaxpr" if "jaxpr" in params else "call_jaxpr"]
+    if name in _jax_compat.CALLS:
+        body = params[_jax_compat.CALLS[name]]
         alive = {k: m for k, m in enumerate(known) if m is not None}
         return _evaluate(body, ways, alive, operands)
     elif name in ("checkpoint", "remat", "remat2"):
