@@ -181,6 +181,9 @@ def plan(
 ) -> Sweep:
     """How to walk through a convolution without groups of images.
 
+    A large kernel that few positions use is read from memory once, by one core each
+    part of it: its tiles of filters fit a cache, and there are as many for every core.
+
     Args:
       conv: what to compute, in float32 or float64.
       machine: where.
@@ -201,6 +204,7 @@ def plan(
     y_strides = _strides((images, *conv.out, conv.rhs[-1]), range(len(conv.lhs)))
     kept = int(conv.mask.sum()) * conv.rhs[-1] // conv.groups
     inside = gradient or kept * itemsize <= _BLOCK_BYTES
+    few = not inside and images * math.prod(conv.out) <= _FEW_POSITIONS
     if gradient:
         batch, blocks = images, channels
         shares = _shares(conv, machine)
@@ -222,6 +226,10 @@ def plan(
             cost += each * (more or count)
             if more:
                 cost += (count - more) * _price(c, len(k[0]), narrow, way, channelwise)
+        if few:
+            tasks, filter_bytes = groups * count, kept * itemsize // conv.rhs[-1]
+            cost *= -(-tasks // machine.cores) * machine.cores / tasks
+            cost *= 2 if widest * lanes * filter_bytes > _BLOCK_BYTES else 1
         found.append((cost, count, ways))
     cycles, count, ways = min(found, key=lambda f: f[0])
     visits = tuple(
@@ -233,7 +241,7 @@ def plan(
     tasks = shares if inside else shares * len(tiles)
     wanted = -(-4 * machine.cores // tasks)
     per_task = cycles * groups * blocks / tasks
-    parts = max(1, min(wanted, int(per_task / _FEWEST_CYCLES)))
+    parts = 1 if few else max(1, min(wanted, int(per_task / _FEWEST_CYCLES)))
     if inside and not gradient and len(tiles) > 1:
         parts = max(parts, -(-batch * _image_bytes(conv, itemsize) // _BLOCK_BYTES))
     packed = None
@@ -277,6 +285,7 @@ def folded(conv: Conv, lanes: int) -> int:
 
 _FEWEST_CYCLES = 5000
 _POSITIONS_TO_PACK = 48
+_FEW_POSITIONS = 256
 _BLOCK_BYTES = 1 << 20
 _LINE_BYTES = 64
 
