@@ -20,7 +20,7 @@ from sslx import lowering
 from sslx.lowering import Columns, Conv, Form
 from sslx.lowering._direct import swept
 from sslx.lowering._llvm import Machine
-from sslx.lowering._sweep import Step
+from sslx.lowering._sweep import Step, plan
 
 KINDS = (
     "xla",
@@ -214,6 +214,8 @@ def test_direct_convolutions_are_exact(
         ((2, 30, 30, 24), (1, 1, 24, 130), 1),
         ((8, 12, 12, 40), (3, 3, 1, 40), 40),
         ((8, 12, 12, 40), (3, 3, 20, 50), 2),
+        ((1, 5, 4, 130), (3, 3, 130, 260), 1),
+        ((2, 2, 2, 260), (3, 3, 130, 260), 2),
     ],
 )
 def test_direct_convolutions_in_many_threads(
@@ -227,6 +229,29 @@ def test_direct_convolutions_in_many_threads(
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         for found in pool.map(lambda _: tuned(x, w), range(64)):
             np.testing.assert_allclose(found, expected, 1e-4, 1e-4)
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [2, 7, 14])
+def test_large_kernels_are_read_once_by_every_core(cores: int, size: int) -> None:
+    """In parts that fit a cache, and of which no core has many more than another."""
+    conv = Conv(
+        lhs=(1, size, size, 512),
+        rhs=(3, 3, 512, 768),
+        strides=(1, 1),
+        padding=((1, 1), (1, 1)),
+        lhs_dilation=(1, 1),
+        rhs_dilation=(1, 1),
+        groups=1,
+        batch_groups=1,
+        dtype="float32",
+        result="float32",
+        precision=None,
+    )
+    sweep = plan(conv, Machine(64, 32, cores))
+    assert sweep.parts == sweep.shares == 1
+    assert -(-len(sweep.tiles) // cores) * cores <= 1.2 * len(sweep.tiles)
+    assert max(t.vectors for t in sweep.tiles) * 64 * 9 * 512 <= 1 << 20
 
 
 OPS = {
