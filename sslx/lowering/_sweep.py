@@ -203,8 +203,9 @@ def plan(
     x_strides = _strides(conv.lhs, x_order)
     y_strides = _strides((images, *conv.out, conv.rhs[-1]), range(len(conv.lhs)))
     kept = int(conv.mask.sum()) * conv.rhs[-1] // conv.groups
-    inside = gradient or kept * itemsize <= _BLOCK_BYTES
-    few = not inside and images * math.prod(conv.out) <= _FEW_POSITIONS
+    few = not gradient and images * math.prod(conv.out) <= _FEW_POSITIONS
+    few = few and kept * itemsize > _LARGE_KERNEL and groups * vectors >= machine.cores
+    inside = gradient or (not few and kept * itemsize <= _BLOCK_BYTES)
     if gradient:
         batch, blocks = images, channels
         shares = _shares(conv, machine)
@@ -245,7 +246,9 @@ def plan(
     if inside and not gradient and len(tiles) > 1:
         parts = max(parts, -(-batch * _image_bytes(conv, itemsize) // _BLOCK_BYTES))
     packed = None
-    at = batch * math.prod(conv.out) // parts * (shares if inside else 1)
+    at = batch * math.prod(conv.out) // parts
+    if inside:
+        at = at * shares * parts // machine.cores
     if count > 1 and at >= _POSITIONS_TO_PACK and not gradient:
         visits, packed = _packed(visits)
     return Sweep(
@@ -286,6 +289,7 @@ def folded(conv: Conv, lanes: int) -> int:
 _FEWEST_CYCLES = 5000
 _POSITIONS_TO_PACK = 48
 _FEW_POSITIONS = 256
+_LARGE_KERNEL = 1 << 17
 _BLOCK_BYTES = 1 << 20
 _LINE_BYTES = 64
 
