@@ -23,9 +23,10 @@ def computed(program: Program, *args):
     return _channels_first.run(program, args)
 
 
-@pytest.mark.parametrize("constant", [True, False])
-@pytest.mark.parametrize("seed", range(20))
-def test_any_network_computes_the_same(seed: int, constant: bool, x64) -> None:
+@pytest.mark.parametrize("seed", range(12))
+def test_any_network_computes_the_same(seed: int, x64) -> None:
+    """Parameters are constants in every second network, and inputs in the others."""
+    constant = seed % 2 == 0
     net = network(seed, zeros=False, tiny=seed % 4 > 0)
     x = jax.random.normal(jax.random.key(seed), net.image, jnp.float64)
     with jax.numpy_rank_promotion("allow"):
@@ -64,7 +65,7 @@ def _pool(x, start, function, window, strides, padding="SAME"):
 
 @pytest.mark.parametrize("name", POOLS)
 @pytest.mark.parametrize("after_convolution", [True, False])
-def test_pools_and_moves_compute_the_same(name: str, after_convolution: bool) -> None:
+def test_pools_and_moves_are_the_same(name: str, after_convolution: bool) -> None:
     draw = normals()
     x, kernel = draw(2, 6, 6, 3), draw(3, 3, 3, 4)
 
