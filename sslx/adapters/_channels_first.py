@@ -51,7 +51,7 @@ class Stored:
         moves = tuple(map(self.order.index, order))
         if _jax_compat.is_traced(self.array):
             return Stored(jax.lax.transpose(self.array, moves), order)
-        with jax.ensure_compile_time_eval():
+        with _jax_compat.compile_time():
             return Stored(jnp.transpose(self.array, moves), order)
 
     @property
@@ -81,7 +81,7 @@ def _run(program: Program, inputs: Sequence[Stored]) -> list[Stored]:
         if any(_jax_compat.is_traced(x.array) for x in operands):
             outs = _apply(equation, operands)
         else:
-            with jax.ensure_compile_time_eval():
+            with _jax_compat.compile_time():
                 outs = _as_it_is(equation, operands)
         values.update(zip(equation.outputs, outs, strict=True))
     return [read(v) for v in program.outputs]
@@ -218,7 +218,7 @@ def _sum_pool(equation: Equation, operands: list[Stored]) -> Stored:
     channels = sizes[1] if still == 2 else 1
     image = x.array if still == 2 else x.array.reshape(-1, 1, *sizes[still:])
     window, strides, padding, dilation, stretch = (v[still:] for v in params.values())
-    with jax.ensure_compile_time_eval():
+    with _jax_compat.compile_time():
         ones = jnp.ones((channels, 1, *window), image.dtype)
     out = jax.lax.conv_general_dilated(
         image,

@@ -111,7 +111,7 @@ def _run(program: Program, inputs: Sequence[Any]) -> list[Any]:
     for equation in program.equations:
         known = [read(v) for v in equation.inputs]
         if not any(map(_moves, known)):
-            with jax.ensure_compile_time_eval():
+            with _jax_compat.compile_time():
                 outs = _apply(equation, known)
         elif equation.name == "conv_general_dilated" and not _moves(known[1]):
             outs = [_Affine(equation, emitted(equation.inputs[0]), known[1])]
@@ -137,7 +137,7 @@ def _folded(
         part = known[at]
         if isinstance(part, _Affine) and not _moves(known[other]):
             if uses[equation.inputs[at]] == 1:
-                with jax.ensure_compile_time_eval():
+                with _jax_compat.compile_time():
                     return part.combined(equation.name, known[other], at == 0)
     return None
 
