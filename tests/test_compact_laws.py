@@ -18,11 +18,12 @@ def check_network(net, seed: int, alignment: str, constants: str) -> None:
     x = jax.random.normal(jax.random.key(seed), net.image, jnp.float64)
     params = net.params
     small = sslx.compact(net.apply, params, x, alignment=alignment, constants=constants)
-    dense = net.apply(params, x)
-    close(small.apply(small.variables, x), dense, net)
+    fn, apply = jax.jit(net.apply), jax.jit(small.apply)
+    dense = fn(params, x)
+    close(apply(small.variables, x), dense, net)
     more = jnp.concatenate([x, 2 * x])
-    close(small.apply(small.variables, more), net.apply(params, more), net)
-    close(net.apply(small.expand(), x), dense, net)
+    close(apply(small.variables, more), fn(params, more), net)
+    close(fn(small.expand(), x), dense, net)
     check_gradients(net, small, x)
     if alignment != "auto":
         check_idempotent(net, small, x, alignment, constants)
@@ -43,9 +44,12 @@ def close(got, want, net) -> None:
 
 
 def check_gradients(net, small, x) -> None:
-    weights = jax.random.normal(jax.random.key(0), net.apply(net.params, x).shape)
-    dense = jax.grad(lambda p: (net.apply(p, x) * weights).sum())(net.params)
-    reduced = jax.grad(lambda p: (small.apply(p, x) * weights).sum())(small.variables)
+    shape = jax.eval_shape(net.apply, net.params, x).shape
+    weights = jax.random.normal(jax.random.key(0), shape)
+    dense = jax.jit(jax.grad(lambda p: (net.apply(p, x) * weights).sum()))(net.params)
+    reduced = jax.jit(jax.grad(lambda p: (small.apply(p, x) * weights).sum()))(
+        small.variables
+    )
     scale = max(float(jnp.abs(g).max()) for g in dense.values()) + 1e-30
     want = sslx.apply_plan(small.plan, dense)
     for path, g in reduced.items():
@@ -61,10 +65,11 @@ def check_tiny(seed: int) -> None:
     options = {"alignment": alignment, "constants": constants}
     with jax.numpy_rank_promotion("allow"):
         small = sslx.compact(net.apply, net.params, x, **options)
-        dense = net.apply(net.params, x)
-        close(small.apply(small.variables, x), dense, net)
+        fn = jax.jit(net.apply)
+        dense = fn(net.params, x)
+        close(jax.jit(small.apply)(small.variables, x), dense, net)
         if seed % 4 == 0:
-            close(net.apply(small.expand(), x), dense, net)
+            close(fn(small.expand(), x), dense, net)
         if seed % 8 == 0:
             check_gradients(net, small, x)
         if seed % 8 == 1 and alignment != "auto":

@@ -101,6 +101,7 @@ def assert_bits(a, b):
         assert x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_with_the_batches_it_had_not_seen(
     root, tmp_path, monkeypatch
 ):

@@ -18,7 +18,8 @@ def test_any_network_stays_exact(seed, alignment):
         net = network(seed)
         x = jax.random.normal(jax.random.key(seed), net.image, jnp.float64)
         small = sslx.compact(net.apply, net.params, x, round_to=2, alignment=alignment)
-        dense, found = net.apply(net.params, x), small.apply(small.variables, x)
+        dense = jax.jit(net.apply)(net.params, x)
+        found = jax.jit(small.apply)(small.variables, x)
         np.testing.assert_allclose(found, dense, 1e-9, 1e-9 * float(abs(dense).max()))
         plain = sslx.compact(net.apply, net.params, x, alignment=alignment)
         sizes = [
@@ -27,7 +28,7 @@ def test_any_network_stays_exact(seed, alignment):
         assert sizes[0] >= sizes[1]
 
 
-@pytest.mark.parametrize(("multiple", "names"), [(1, False), (4, True), (16, True)])
+@pytest.mark.parametrize(("multiple", "names"), [(1, False), (4, True)])
 def test_widths_of_a_residual_network(multiple, names):
     rng = np.random.default_rng(0)
     model = models.create("resnet8")
@@ -44,9 +45,9 @@ def test_widths_of_a_residual_network(multiple, names):
     ]
     assert all(w % multiple == 0 for w in widths)
     assert any(w % 4 for w in widths) != names
-    np.testing.assert_allclose(
-        small.apply(small.variables, x), model.apply(variables, x), atol=1e-5
-    )
+    dense = jax.jit(model.apply)(variables, x)
+    found = jax.jit(small.apply)(small.variables, x)
+    np.testing.assert_allclose(found, dense, atol=1e-5)
 
 
 def test_nonsense_is_refused():

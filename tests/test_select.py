@@ -299,7 +299,7 @@ def test_keep_orders_every_kind_of_number(dtype):
         assert set(np.flatnonzero(masks[name])) == set(order[:count].tolist())
 
 
-@hypothesis.settings(max_examples=40)
+@hypothesis.settings(max_examples=20)
 @hypothesis.given(choices(), st.booleans(), st.integers(0, 20), OPTIONS)
 def test_keep_keeps_its_promises(case, even, twentieths, options):
     every, scores, costs = build(case)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import sslx
+from tests.arrays import sparse_variables
 from tests.networks import network
 
 
@@ -47,7 +48,7 @@ def check_law(fn: Any, params: Any, x: Any, seed: int) -> sslx.Groups:
     for path, axes in kept(small.plan).items():
         for axis, stays in enumerate(axes):
             np.testing.assert_array_equal(stays, want[path][axis], f"{path}[{axis}]")
-    dense, got = fn(zeroed, x), small.apply(small.variables, x)
+    dense, got = jax.jit(fn)(zeroed, x), jax.jit(small.apply)(small.variables, x)
     scale = float(jnp.abs(dense).max()) + 1e-30
     assert float(jnp.abs(dense - got).max()) < 1e-10 * scale
     return units
@@ -155,12 +156,8 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_classes_of_units(kind: str, x64) -> None:
-    model, x = (
-        Net(kind),
-        jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 5, 3))),
-    )
-    variables = model.init(jax.random.key(0), x)
-    variables = jax.tree.map(lambda w: w + 0.1, variables)
+    model, image = Net(kind), (2, 5, 5, 3)
+    variables, x = sparse_variables(model, image, 0, np.float64, lambda *_: False)
     units = check_law(model.apply, variables, x, 0)
     assert sorted(c.count for c in units.classes) == sorted(KINDS[kind].values())
 
