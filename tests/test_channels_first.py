@@ -47,6 +47,7 @@ POOLS = {
     "padded sum": lambda x: _pool(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1)),
     "over channels": lambda x: _pool(x, 0.0, jax.lax.add, (1, 1, 1, 2), (1, 1, 1, 2)),
     "over all but rows": lambda x: _pool(x, 0.0, jax.lax.add, (2, 1, 2, 3), (1,) * 4),
+    "of one pixel": lambda x: _pool(x, 0.0, jax.lax.add, (1,) * 4, (1,) * 4),
     "of integers": lambda x: _pool(
         x.astype(jnp.int32), 0, jax.lax.add, (1, 2, 2, 1), (1, 1, 1, 1)
     ).astype(x.dtype),

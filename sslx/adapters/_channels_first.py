@@ -214,6 +214,8 @@ def _sum_pool(equation: Equation, operands: list[Stored]) -> Stored:
     if not jnp.issubdtype(operands[0].array.dtype, jnp.floating):
         return _as_it_is(equation, operands)[0]
     x, still, params = _pooled(equation, operands[0])
+    if still == len(x.order):
+        return x
     sizes = x.array.shape
     channels = sizes[1] if still == 2 else 1
     image = x.array if still == 2 else x.array.reshape(-1, 1, *sizes[still:])

@@ -30,7 +30,7 @@ def save(
 
     Args:
       path: of the file; written over. Large parameters are in a file of their own
-        beside it, `NAME.data`.
+        beside it, `NAME.data`, which is removed where there are none.
       small: what `sslx.compact` returned.
       *args: arrays or shapes; the file's inputs, with these shapes.
       **kwargs: fixed settings of the call, such as `train=False`.
@@ -51,8 +51,12 @@ def save(
     with tempfile.TemporaryDirectory(prefix=".onnx-", dir=path.parent) as folder:
         made = pathlib.Path(folder) / path.name
         jax2onnx.to_onnx(run, shapes, return_mode="file", output_path=str(made))
-        for part in pathlib.Path(folder).iterdir():
-            part.replace(path.parent / part.name)
+        data = made.with_name(f"{made.name}.data")
+        if data.exists():
+            data.replace(path.with_name(data.name))
+        else:
+            path.with_name(data.name).unlink(missing_ok=True)
+        made.replace(path)
     return path
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -215,42 +216,34 @@ def plan(
         blocks = shares = images // batch
     positions = _classes(conv, x_strides, y_strides, batch)
     columns = [_columns(conv, c, x_strides, gradient, fold) for c in positions]
-    found = []
-    for size in range(1, min(vectors, 6) + 1):
-        count = -(-vectors // size)
-        narrow, more = divmod(vectors, count)
-        widest = narrow + (more > 0)
-        ways, cost = [], 0.0
-        for c, k in zip(positions, columns, strict=True):
-            each, way = _best(c, len(k[0]), widest, machine, channelwise)
-            ways.append(way)
-            cost += each * (more or count)
-            if more:
-                cost += (count - more) * _price(c, len(k[0]), narrow, way, channelwise)
-        if few:
-            tasks, filter_bytes = groups * count, kept * itemsize // conv.rhs[-1]
-            cost *= -(-tasks // machine.cores) * machine.cores / tasks
-            cost *= 2 if widest * lanes * filter_bytes > _BLOCK_BYTES else 1
-        found.append((cost, count, ways))
-    cycles, count, ways = min(found, key=lambda f: f[0])
+    sizes = range(1, min(vectors, 6) + 1)
+    classes = list(zip(positions, columns, strict=True))
+    tilings = [_tiling(classes, vectors, n, machine, channelwise) for n in sizes]
+    if few:
+        vector_bytes = kept * itemsize // conv.rhs[-1] * lanes
+        tilings = [
+            _read_once(t, t.tiles * groups, vector_bytes, machine.cores)
+            for t in tilings
+        ]
+    best = min(tilings, key=lambda t: t.cycles)
     visits = tuple(
         visit
-        for c, k, way in zip(positions, columns, ways, strict=True)
+        for (c, k), way in zip(classes, best.ways, strict=True)
         for visit in _visits(conv, c, k, way)
     )
-    tiles = _tiles(groups, per_group, count, lanes // fold)
+    tiles = _tiles(groups, per_group, best.tiles, lanes // fold)
     tasks = shares if inside else shares * len(tiles)
     wanted = -(-4 * machine.cores // tasks)
-    per_task = cycles * groups * blocks / tasks
+    per_task = best.cycles * groups * blocks / tasks
     parts = 1 if few else max(1, min(wanted, int(per_task / _FEWEST_CYCLES)))
     if inside and not gradient and len(tiles) > 1:
         parts = max(parts, -(-batch * _image_bytes(conv, itemsize) // _BLOCK_BYTES))
     packed = None
-    at = batch * math.prod(conv.out) // parts
-    if inside:
-        at = at * shares * parts // machine.cores
-    if count > 1 and at >= _POSITIONS_TO_PACK and not gradient:
-        visits, packed = _packed(visits)
+    if best.tiles > 1 and not gradient:
+        count = images * math.prod(conv.out)
+        each = machine.cores if inside else blocks * parts
+        if count // each >= _POSITIONS_TO_PACK:
+            visits, packed = _packed(visits)
     return Sweep(
         dtype=conv.dtype,
         lanes=lanes,
@@ -440,6 +433,50 @@ class _Choice(NamedTuple):
     axis: int
     length: int
     runs: int
+
+
+class _Tiling(NamedTuple):
+    """The filters of a group in tiles of nearly equal width.
+
+    Attributes:
+      cycles: estimate for all positions of a block.
+      tiles: how many.
+      widest: vectors of the widest one.
+      ways: how the positions of every class are put together.
+    """
+
+    cycles: float
+    tiles: int
+    widest: int
+    ways: tuple[_Choice, ...]
+
+
+def _tiling(
+    classes: Sequence[tuple[_Class, tuple[np.ndarray, ...]]],
+    vectors: int,
+    most: int,
+    machine: Machine,
+    channelwise: bool,
+) -> _Tiling:
+    """As few tiles as there can be of at most so many vectors."""
+    count = -(-vectors // most)
+    narrow, more = divmod(vectors, count)
+    widest = narrow + (more > 0)
+    ways, cycles = [], 0.0
+    for c, k in classes:
+        each, way = _best(c, len(k[0]), widest, machine, channelwise)
+        ways.append(way)
+        cycles += each * (more or count)
+        if more:
+            cycles += (count - more) * _price(c, len(k[0]), narrow, way, channelwise)
+    return _Tiling(cycles, count, widest, tuple(ways))
+
+
+def _read_once(tiling: _Tiling, tasks: int, vector_bytes: int, cores: int) -> _Tiling:
+    """With the time that cores wait for the last task, or a tile for memory."""
+    cycles = tiling.cycles * -(-tasks // cores) * cores / tasks
+    beyond = tiling.widest * vector_bytes > _BLOCK_BYTES
+    return tiling._replace(cycles=2 * cycles if beyond else cycles)
 
 
 def _best(
