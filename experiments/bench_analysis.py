@@ -4,7 +4,8 @@
     python -m experiments.bench analysis --torch-python PYTHON
 
 Every network is given as shapes, with half of the units of every class masked out.
-Each runs in a process of its own, whose peak memory is reported too. `trace` is
+Each runs in a process of its own, whose peak memory is reported too. Those that end
+with `-jax` are the same networks on the same variables, without Flax. `trace` is
 `jax.make_jaxpr` of the dense function, JAX's caches empty; `analysis` is what
 `sslx.compact` takes beyond it, and `rewrite` is `jax.make_jaxpr` of the compact
 function after that, all without Python's garbage collector, as `timeit` measures. For
@@ -30,7 +31,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import sslx
-from experiments import bench_rounds, bench_workers, imagenet_models, models
+from experiments import (
+    bench_functions,
+    bench_rounds,
+    bench_workers,
+    imagenet_models,
+    models,
+)
 
 Case = tuple[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]]
 
@@ -41,7 +48,9 @@ class Config:
 
     cases: tuple[str, ...] = (
         "resnet56",
+        "resnet56-jax",
         "densenet100bc",
+        "densenet100bc-jax",
         "resnet50",
         "densenet121",
         "transformer-7b",
@@ -51,7 +60,8 @@ class Config:
         "depth-300",
         "depth-1000",
     )
-    """Networks: of experiments.models, of imagenet_models, transformer-7b, depth-N."""
+    """Networks of experiments.models (with -jax: without Flax) and of imagenet_models,
+    transformer-7b, depth-N."""
     compiled: tuple[str, ...] = ("resnet56", "densenet100bc", "resnet50")
     """Those of the networks that XLA compiles, dense and compact."""
     rounds: int = 3
@@ -69,12 +79,15 @@ def case(name: str) -> Case:
     if name.startswith("depth-"):
         depth = int(name.removeprefix("depth-"))
         return residual_mlp, _mlp_shapes(depth), (_struct(8, 64),), {}
-    if name in models.MODELS:
-        model, shape = models.create(name), (32, 32, 3)
+    module = name.removesuffix("-jax")
+    if module in models.MODELS:
+        model, shape = models.create(module), (32, 32, 3)
     else:
         model, shape = imagenet_models.create(name), imagenet_models.image_shape(name)
     image = _struct(1, *shape)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    if name != module:
+        return bench_functions.FUNCTIONS[type(model)], variables, (image,), {}
     return model.apply, variables, (image,), {"train": False}
 
 

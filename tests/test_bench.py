@@ -20,6 +20,7 @@ import sslx
 from experiments import (
     bench_alexnet,
     bench_analysis,
+    bench_functions,
     bench_lowerings,
     bench_mobilenet,
     bench_networks,
@@ -28,6 +29,7 @@ from experiments import (
     bench_runtimes,
     bench_training,
     bench_workers,
+    models,
 )
 from experiments.bench_alexnet_cases import SHAPES, TABLE, Pattern, draw
 from sslx import lowering
@@ -390,6 +392,26 @@ def test_training_end_to_end(
 
 
 # analysis.
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.ResNet(8, width=4),
+        models.DenseNet(10, growth=4),
+        models.DenseNet(22, growth=4, bottleneck=True, compression=0.5, first=8),
+    ],
+    ids=["resnet", "densenet", "densenet-bc"],
+)
+def test_networks_without_flax_are_the_same(model: Any) -> None:
+    x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda v: rng.uniform(0.1, 0.6, v.shape), shapes)
+    plain = bench_functions.FUNCTIONS[type(model)]
+    np.testing.assert_allclose(
+        plain(variables, x), model.apply(variables, x, train=False), rtol=1e-4
+    )
 
 
 def test_compilation_is_timed_against_itself() -> None:
