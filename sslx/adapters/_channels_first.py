@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from sslx import _jax_compat
 from sslx.graph._bodies import BODIES, Call
 from sslx.graph._program import Equation, Program, Value
-from sslx.graph._relation import Link, relation
+from sslx.graph._relation import relation
 
 _WINDOW = (
     "window_dimensions",
@@ -92,35 +92,13 @@ def _apply(equation: Equation, operands: list[Stored]) -> list[Stored]:
         return _run(equation.bodies[0], operands)
     if equation.name in _RULES:
         return [_RULES[equation.name](equation, operands)]
-    if _elementwise(equation):
+    if relation(equation).pointwise:
         return _pointwise(equation, operands)
     return _as_it_is(equation, operands)
 
 
 def _as_it_is(equation: Equation, operands: list[Stored]) -> list[Stored]:
     return [stored(out) for out in equation.bind([x.plain for x in operands])]
-
-
-def _elementwise(equation: Equation) -> bool:
-    """Whether each output entry comes from the entries at its own place."""
-    rel = relation(equation)
-    if not rel.known or rel.emit or rel.sums or rel.index_only or not equation.outputs:
-        return False
-    ndim = len(equation.outputs[0].shape)
-    return all(
-        not value.shape or _runs_along(rel.between(k, o), value.shape, ndim)
-        for k, value in enumerate(equation.inputs)
-        for o in range(len(equation.outputs))
-    )
-
-
-def _runs_along(links: Sequence[Link], sizes: Sequence[int], ndim: int) -> bool:
-    """Whether all axes of an operand, size one or not, are those of the output."""
-    return len(sizes) == len(links) == ndim and all(
-        link.in_axis == link.out_axis
-        and (sizes[link.in_axis] == 1 or link.in_label is link.out_label is None)
-        for link in links
-    )
 
 
 def _pointwise(equation: Equation, operands: list[Stored]) -> list[Stored]:

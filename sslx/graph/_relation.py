@@ -102,6 +102,8 @@ class Relation:
       factors: output, axis, label: a factor of an output axis besides those in links;
         slices of it are removed with their whole factor.
       free_outputs: output axes in no link may be cut by whoever reads them.
+      pointwise: each output entry comes from the operands' entries at its own place,
+        those of axes of size one and of scalars spread over it.
     """
 
     links: tuple[Link, ...] = ()
@@ -116,6 +118,7 @@ class Relation:
     index_only: bool = False
     factors: tuple[tuple[int, int, Labels], ...] = ()
     free_outputs: bool = False
+    pointwise: bool = False
 
     @functools.cached_property
     def _by_ends(self) -> dict[tuple[int, int], list[Link]]:

@@ -45,7 +45,12 @@ def _elementwise(zero: Zero, zero_operands: tuple[int, ...] | None = None):
             for output, target in enumerate(outputs)
             for link in _axis_links(source, target, operand, output)
         ]
-        return Relation(tuple(links), zero=zero, zero_operands=zero_operands)
+        return Relation(
+            tuple(links),
+            zero=zero,
+            zero_operands=zero_operands,
+            pointwise=all(len(s) in (0, len(t)) for s in inputs for t in outputs),
+        )
 
     def rule(equation: Any) -> Relation:
         inputs, outputs = equation.inputs, equation.outputs
