@@ -32,7 +32,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import sslx
-from experiments import bench_products, bench_rounds, granularity_report
+from experiments import bench_products, bench_rounds, plot_style
 from experiments.bench_alexnet_cases import (
     POOLED,
     SHAPES,
@@ -326,6 +326,7 @@ _BARS = {
     "gemm, compact": ("GEMM alone", "#059669"),
     "compact over dense": ("layer, over the best dense form", "#2563eb"),
     "compact over XLA": ("layer, over XLA as it comes", "#d97706"),
+    "BCOO": ("GEMM, BCOO", "#0891b2"),
     "BCSR": ("GEMM, BCSR", "#7c3aed"),
     "scipy CSR": ("GEMM, scipy CSR", "#dc2626"),
     "torch CSR": ("GEMM, torch CSR", "#db2777"),
@@ -336,7 +337,7 @@ def picture(figures: list[dict[str, Any]]) -> Figure:
     """Bars per layer: one panel per row of Table 4 and batch size, log scale."""
     names = list(dict.fromkeys(f["row"] for f in figures))
     batches = list(dict.fromkeys(f["batch"] for f in figures))
-    with matplotlib.rc_context(granularity_report.STYLE):
+    with matplotlib.rc_context(plot_style.STYLE):
         figure = Figure((7 * len(batches), 2.8 * len(names)), layout="constrained")
         axes = figure.subplots(len(names), len(batches), squeeze=False, sharey=True)
         for axis, name in zip(axes, names, strict=True):
@@ -361,8 +362,7 @@ def _panel(ax: Any, figures: list[dict[str, Any]]) -> None:
         heights = [value(f, kind) or np.nan for f in figures]
         at = np.arange(len(figures)) + (place - (len(kinds) - 1) / 2) * width
         ax.bar(at, heights, width, color=colour, label=label)
-    ax.axhline(1, color="#1f2933", linewidth=0.8)
-    ax.set_yscale("log")
+    plot_style.scale_of_ratios(ax)
     labels = [f["layer"].replace(" ", "\n") for f in figures]
     ax.set_xticks(range(len(figures)), labels)
     ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))

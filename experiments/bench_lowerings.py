@@ -22,7 +22,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import sslx
-from experiments import bench_networks, bench_rounds, granularity_report
+from experiments import bench_networks, bench_rounds, plot_style
 from sslx import lowering, report
 from sslx.lowering import Conv, Form
 
@@ -139,14 +139,13 @@ def picture(cases: list[dict[str, Any]]) -> Figure:
     """The two ratios of every convolution, sorted."""
     kinds = {"xla_over_fastest": ("XLA as it comes", "#d97706")}
     kinds["rule_over_fastest"] = ("the rule", "#2563eb")
-    with matplotlib.rc_context(granularity_report.STYLE):
+    with matplotlib.rc_context(plot_style.STYLE):
         figure = Figure((6, 3.2), layout="constrained")
         ax = figure.subplots()
         for kind, (label, colour) in kinds.items():
             ratios = sorted(c[kind]["median"] for c in cases)
             ax.plot(ratios, "o-", color=colour, markersize=3, label=label)
-        ax.axhline(1, color="#1f2933", linewidth=0.8)
-        ax.set_yscale("log")
+        plot_style.scale_of_ratios(ax)
         ax.set_xlabel("convolutions, sorted")
         ax.set_ylabel("time / fastest form")
         ax.legend()

@@ -30,9 +30,9 @@ import sslx
 from experiments import (
     bench_mobilenet,
     bench_rounds,
-    granularity_report,
     imagenet_models,
     models,
+    plot_style,
 )
 from sslx import measure, report
 from sslx.lowering import Lowering
@@ -291,7 +291,7 @@ _BARS = {
 def picture(rows: list[dict[str, Any]]) -> Figure:
     """Speed-ups as bars, the MAC ratio as a mark, one panel per batch size."""
     batches = sorted({r["batch"] for r in rows})
-    with matplotlib.rc_context(granularity_report.STYLE):
+    with matplotlib.rc_context(plot_style.STYLE):
         figure = Figure((9, 2.8 * len(batches)), layout="constrained")
         axes = figure.subplots(len(batches), 1, squeeze=False)[:, 0]
         for ax, batch in zip(axes, batches, strict=True):

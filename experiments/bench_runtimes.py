@@ -32,7 +32,7 @@ from experiments import (
     bench_networks,
     bench_rounds,
     bench_workers,
-    granularity_report,
+    plot_style,
 )
 from experiments.bench_rounds import Timer
 from experiments.bench_workers import Worker, WorkerError
@@ -241,7 +241,7 @@ def text(case: dict[str, Any]) -> str:
 
 def picture(cases: list[dict[str, Any]]) -> Figure:
     """Images per second as bars, one panel per network and batch size."""
-    with matplotlib.rc_context(granularity_report.STYLE):
+    with matplotlib.rc_context(plot_style.STYLE):
         figure = Figure((6, 0.6 + 1.6 * len(cases)), layout="constrained")
         panels = figure.subplots(len(cases), 1, squeeze=False)[:, 0]
         for ax, case in zip(panels, cases, strict=True):

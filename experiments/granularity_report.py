@@ -13,19 +13,10 @@ import rich.table
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from experiments import runs
+from experiments import plot_style, runs
 from sslx import report
 
 _COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626")
-STYLE: dict[Any, Any] = {
-    "font.size": 9.5,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": "#e4e7eb",
-    "legend.frameon": False,
-}
 _STAGES = ("baseline", "sensitivity", "retrain", "account")
 _LOSSES = (0.0, 0.01)
 _FORMATS = ("relative", "bitmask", "rows")
@@ -203,7 +194,7 @@ def pictures(record: dict[str, Any]) -> dict[str, Figure]:
 
 
 def _curves(record: dict[str, Any], key: str, label: str) -> Figure:
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(plot_style.STYLE):
         figure = Figure(figsize=(6.4, 3.9), layout="constrained")
         axis = figure.subplots()
         for grain, colour in zip(record["options"]["grains"], _COLOURS, strict=False):

@@ -28,7 +28,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 import sslx
-from experiments import granularity_report, granularity_stages, imagenet_models, runs
+from experiments import (
+    granularity_report,
+    granularity_stages,
+    imagenet_models,
+    plot_style,
+    runs,
+)
 from sslx import measure, report, select
 
 Model = Literal["alexnet", "vgg16", "googlenet", "resnet50", "densenet121"]
@@ -229,7 +235,7 @@ def pictures(record: dict[str, Any]) -> dict[str, Figure]:
 
 
 def _bars(record: dict[str, Any], key: str, label: str) -> Figure:
-    with matplotlib.rc_context(granularity_report.STYLE):
+    with matplotlib.rc_context(plot_style.STYLE):
         figure = Figure(figsize=(7.2, 3.4), layout="constrained")
         axis = figure.subplots()
         names = list(record["models"])
