@@ -44,7 +44,7 @@ class Choice:
     times: int = 1
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Tuned:
     """A function with the forms of its convolutions and the compiler options chosen.
 
@@ -89,16 +89,21 @@ class Tuned:
         return lowered(_flat(self.fn, call), ways, masks)(*call.arrays)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """`fn(*args, **kwargs)`, compiled with the options; settings are static."""
+        """`fn(*args, **kwargs)`, compiled with the options; settings are static.
+
+        Within another function that JAX traces it has no options of its own.
+        """
         numbers = tuple(k for k, x in enumerate(args) if _is_setting(x))
         names = tuple(name for name, x in kwargs.items() if _is_setting(x))
-        run = self._compiled.get((numbers, names))
+        leaves = jax.tree.leaves((args, kwargs))
+        inner = any(isinstance(x, jax.core.Tracer) for x in leaves)
+        run = self._compiled.get((numbers, names, inner))
         if run is None:
-            run = self._compiled[numbers, names] = jax.jit(
+            run = self._compiled[numbers, names, inner] = jax.jit(
                 self.apply,
                 static_argnums=numbers,
                 static_argnames=names,
-                compiler_options=dict(self.compiler_options),
+                compiler_options=None if inner else dict(self.compiler_options),
             )
         return run(*args, **kwargs)
 
