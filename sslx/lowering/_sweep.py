@@ -5,7 +5,9 @@ whose columns are the same, relative to where they stand, form a class: the insi
 image, an edge, a corner, a phase of a dilated input. A tile is some positions of one
 class times some vectors of filters, held in registers while its columns are gone
 through: `y[p, f] += x[base[p] + offset[k]] * w[k, f]`. Nothing is gathered or padded,
-and columns that are zero cost nothing.
+and columns that are zero cost nothing. Where a large kernel meets a small image, a tile
+has positions of several classes: each section of its columns adds to those places that
+meet them, so that the kernel is read once for all.
 """
 
 import dataclasses
@@ -24,18 +26,16 @@ from sslx.lowering._llvm import Machine
 
 
 class Kernel(NamedTuple):
-    """The positions of a tile: runs of equally distant ones.
+    """The positions of a tile: runs of places at fixed distances.
 
     Attributes:
-      length: positions of a run.
-      x_step: their distance in `x`, in entries.
-      y_step: their distance in `y`.
+      places: of a run: entries from its start, in `x` and in `y`.
+      sections: of the columns, each with the places that meet them.
       runs: how many runs.
     """
 
-    length: int
-    x_step: int
-    y_step: int
+    places: tuple[tuple[int, int], ...]
+    sections: tuple[tuple[int, ...], ...]
     runs: int
 
 
@@ -61,14 +61,14 @@ class Visit:
 
     Attributes:
       kernel: which.
-      columns: per group of filters, offsets in `x` and rows of `w`.
+      columns: per group of filters and section, offsets in `x` and rows of `w`.
       runs: offsets of the runs in `x` and `y`, `kernel.runs` of them per tile.
       pace: bytes of what the next tile reads that are fetched ahead per column, where
         there is one tap only; else tiles share what they read.
     """
 
     kernel: Kernel
-    columns: tuple[Int[np.ndarray, "_ 2"], ...]
+    columns: tuple[tuple[Int[np.ndarray, "_ 2"], ...], ...]
     runs: Int[np.ndarray, "runs 2"]
     pace: int
 
@@ -103,6 +103,7 @@ class Sweep:
       row: distance of the rows of `w`.
       packed: per group the rows that are copied to stand one behind the other before a
         tile of filters is computed, or None.
+      ahead: how many columns before its turn a row of `w` is fetched, 0 for not at all.
       blocks: how often `x` and `w` are advanced.
       shares: of the blocks, each with an output of its own; a share of several blocks
         adds them up.
@@ -125,6 +126,7 @@ class Sweep:
     visits: tuple[Visit, ...]
     row: int
     packed: tuple[Int[np.ndarray, " _"], ...] | None
+    ahead: int
     blocks: int
     shares: int
     x_block: int
@@ -153,12 +155,16 @@ class Sweep:
         """Multiply-accumulates, those on padding and on zero columns left out."""
         count = 0
         for visit in self.visits:
-            positions = visit.kernel.length * len(visit.runs) * self.blocks
+            sections = visit.kernel.sections
+            meets = [
+                sum(len(p) * len(k) for p, k in zip(sections, columns, strict=True))
+                for columns in visit.columns
+            ]
             for tile in self.tiles:
                 group = tile.group if len(visit.columns) > 1 else 0
                 whole = (tile.vectors - 1) * self.lanes // self.fold
-                filters = whole + tile.tail
-                count += positions * filters * len(visit.columns[group]) * self.fold
+                filters = (whole + tile.tail) * self.fold
+                count += meets[group] * len(visit.runs) * self.blocks * filters
         return count
 
 
@@ -183,7 +189,8 @@ def plan(
     """How to walk through a convolution without groups of images.
 
     A large kernel that few positions use is read from memory once, by one core each
-    part of it: its tiles of filters fit a cache, and there are as many for every core.
+    part of it: its tiles of filters fit a cache, there are as many for every core, and
+    positions at an edge may go through it together with those inside.
 
     Args:
       conv: what to compute, in float32 or float64.
@@ -214,11 +221,22 @@ def plan(
         apart = 1 if inside else groups * -(-vectors // 2)
         batch = _batch(conv, machine, itemsize, apart)
         blocks = shares = images // batch
-    positions = _classes(conv, x_strides, y_strides, batch)
-    columns = [_columns(conv, c, x_strides, gradient, fold) for c in positions]
-    sizes = range(1, min(vectors, 6) + 1)
-    classes = list(zip(positions, columns, strict=True))
-    tilings = [_tiling(classes, vectors, n, machine, channelwise) for n in sizes]
+
+    @functools.cache
+    def positions(whole: int, room: int) -> _Positions:
+        classes = _classes(conv, x_strides, y_strides, batch, whole, room)
+        return [(c, _columns(conv, c, gradient, fold)) for c in classes]
+
+    tilings = []
+    widest = _PAIR_OF_LINES // machine.bytes if few else 6
+    for n in range(1, min(vectors, widest) + 1):
+        room = max(1, (machine.registers - 2 - n) // n)
+        tilings.append(_tiling(positions(0, 1), vectors, n, room, channelwise, far=few))
+        if few and max(conv.lhs_dilation) == 1:
+            tilings += [
+                _tiling(positions(whole + 1, room), vectors, n, room, channelwise, True)
+                for whole in range(len(conv.window))
+            ]
     if few:
         vector_bytes = kept * itemsize // conv.rhs[-1] * lanes
         tilings = [
@@ -228,7 +246,7 @@ def plan(
     best = min(tilings, key=lambda t: t.cycles)
     visits = tuple(
         visit
-        for (c, k), way in zip(classes, best.ways, strict=True)
+        for (c, k), way in zip(best.positions, best.ways, strict=True)
         for visit in _visits(conv, c, k, way)
     )
     tiles = _tiles(groups, per_group, best.tiles, lanes // fold)
@@ -251,6 +269,7 @@ def plan(
         visits=visits,
         row=lanes if fold > 1 else conv.rhs[-1],
         packed=packed,
+        ahead=_ROWS_AHEAD if few and packed is None else 0,
         blocks=blocks,
         shares=shares,
         x_block=x_strides[-1] if gradient else batch * x_strides[0],
@@ -285,6 +304,8 @@ _FEW_POSITIONS = 256
 _LARGE_KERNEL = 1 << 17
 _BLOCK_BYTES = 1 << 20
 _LINE_BYTES = 64
+_PAIR_OF_LINES = 128
+_ROWS_AHEAD = 64
 
 
 def _strides(shape: tuple[int, ...], order: "range | tuple[int, ...]") -> list[int]:
@@ -330,35 +351,99 @@ class _Line(NamedTuple):
 
 
 class _Class(NamedTuple):
-    """Positions whose columns are the same.
+    """Positions that are computed alike: places, and how they are repeated.
 
     Attributes:
-      lines: one per axis, images first.
+      lines: of repetitions, one per axis, images first.
       x, y: offsets of the first one.
-      taps: per spatial axis, taps that meet the image, and what they read, relative
-        to the position.
+      places: entries from there, in `x` and in `y`.
+      sections: of the taps: the places that meet them, the taps, and what they read,
+        relative to the place.
     """
 
     lines: tuple[_Line, ...]
     x: int
     y: int
-    taps: tuple[tuple[tuple[int, int], ...], ...]
+    places: tuple[tuple[int, int], ...]
+    sections: tuple[tuple[tuple[int, ...], np.ndarray, np.ndarray], ...]
+
+
+_Positions = Sequence[tuple[_Class, tuple[tuple[np.ndarray, ...], ...]]]
+"""Classes with their columns, per group and section."""
 
 
 def _classes(
-    conv: Conv, x_strides: list[int], y_strides: list[int], batch: int
+    conv: Conv,
+    x_strides: list[int],
+    y_strides: list[int],
+    batch: int,
+    whole: int,
+    room: int,
 ) -> list[_Class]:
+    """Positions whose taps are the same along all axes but the last ones.
+
+    Along these, `whole` of them, all positions are places of one tile, or of several if
+    they are more than there is `room` for.
+    """
     images = _Line(batch, x_strides[0], y_strides[0])
     found = []
-    axes = [_along(conv, axis) for axis in range(len(conv.window))]
+    free = len(conv.window) - whole
+    axes = [_along(conv, axis) for axis in range(free)]
+    tiles = _places(conv, range(free, len(conv.window)), x_strides, y_strides, room)
     for parts in itertools.product(*axes):
         lines, x, y = [images], 0, 0
-        for axis, (first, count, step, base, base_step, _) in enumerate(parts):
+        taps, reads = np.zeros((1,), int), np.zeros((1,), int)
+        for axis, (first, count, step, base, base_step, pairs) in enumerate(parts):
             sx, sy = x_strides[axis + 1], y_strides[axis + 1]
             lines.append(_Line(count, base_step * sx, step * sy))
             x, y = x + base * sx, y + first * sy
-        found.append(_Class(tuple(lines), x, y, tuple(p[-1] for p in parts)))
+            k, rel = np.array(pairs, int).reshape(-1, 2).T
+            taps = (taps[:, None] * conv.window[axis] + k).reshape(-1)
+            reads = (reads[:, None] + rel * sx).reshape(-1)
+        count = math.prod(conv.window[free:])
+        for (x0, y0), places, sections in tiles:
+            joint = tuple(
+                (
+                    at,
+                    (taps[:, None] * count + k).reshape(-1),
+                    (reads[:, None] + rel).reshape(-1),
+                )
+                for at, k, rel in sections
+            )
+            found.append(_Class(tuple(lines), x + x0, y + y0, places, joint))
     return found
+
+
+def _places(
+    conv: Conv, axes: range, x_strides: list[int], y_strides: list[int], room: int
+) -> list[tuple]:
+    """The positions along some axes in tiles: where each starts, places, sections."""
+    at, reads = np.zeros((1, 2), int), np.zeros((1,), int)
+    meets = np.ones((1, 1), bool)
+    for axis in axes:
+        sx, sy = x_strides[axis + 1], y_strides[axis + 1]
+        positions = np.arange(conv.out[axis])
+        taps = np.arange(conv.window[axis]) * conv.rhs_dilation[axis]
+        taps -= conv.padding[axis][0]
+        entry = positions[:, None] * conv.strides[axis] + taps
+        inside = (entry >= 0) & (entry < conv.image[axis])
+        meets = np.kron(meets, inside)
+        steps = positions[:, None] * np.array([conv.strides[axis] * sx, sy])
+        at = (at[:, None] + steps).reshape(-1, 2)
+        reads = (reads[:, None] + taps * sx).reshape(-1)
+    found = []
+    for some in np.array_split(np.arange(len(at)), -(-len(at) // room)):
+        members: dict[tuple[int, ...], list[int]] = {}
+        for tap, column in enumerate(meets[some].T):
+            if column.any():
+                where = tuple(map(int, np.flatnonzero(column)))
+                members.setdefault(where, []).append(tap)
+        places = tuple((int(x), int(y)) for x, y in at[some] - at[some[0]])
+        sections = [
+            (where, np.array(k), reads[np.array(k)]) for where, k in members.items()
+        ]
+        found.append((map(int, at[some[0]]), places, sections))
+    return [(tuple(start), places, sections) for start, places, sections in found]
 
 
 def _along(conv: Conv, axis: int) -> list[tuple[int, int, int, int, int, tuple]]:
@@ -392,21 +477,24 @@ def _progressions(positions: list[int], base: np.ndarray) -> list[list[int]]:
 
 
 def _columns(
-    conv: Conv, c: _Class, x_strides: list[int], gradient: bool, fold: int
+    conv: Conv, c: _Class, gradient: bool, fold: int
+) -> tuple[tuple[np.ndarray, ...], ...]:
+    """Per group and section, offsets in `x` and rows of `w` of the columns to read."""
+    sections = [_section(conv, k, reads, gradient, fold) for _, k, reads in c.sections]
+    groups = 1 if gradient or conv.rhs[-2] == 1 else conv.groups
+    return tuple(tuple(s[g] for s in sections) for g in range(groups))
+
+
+def _section(
+    conv: Conv, taps: np.ndarray, reads: np.ndarray, gradient: bool, fold: int
 ) -> tuple[np.ndarray, ...]:
-    """Per group, offsets in `x` and rows of `w` of the columns that a class meets."""
-    taps = np.zeros((1,), int)
-    reads = np.zeros((1,), int)
-    for axis, pairs in enumerate(c.taps):
-        k, rel = np.array(pairs, int).reshape(-1, 2).T
-        taps = (taps[:, None] * conv.window[axis] + k).reshape(-1)
-        reads = (reads[:, None] + rel * x_strides[axis + 1]).reshape(-1)
+    """The columns of some taps, per group."""
     mask = conv.mask.reshape(-1, *conv.mask.shape[-2:])[taps]
     if gradient or conv.rhs[-2] == 1:
         alive = mask.any((1, 2))
         return (np.stack([reads[alive], taps[alive]], 1).astype(np.int32),)
     channels = np.arange(0, conv.rhs[-2], fold)
-    x = reads[:, None] + channels * x_strides[-1]
+    x = reads[:, None] + channels
     rows = taps[:, None] * len(channels) + channels // fold
     mask = mask[:, ::fold]
     whole = np.stack([x, rows], -1).astype(np.int32)
@@ -428,7 +516,7 @@ def _tiles(groups: int, filters: int, count: int, lanes: int) -> tuple[Tile, ...
 
 
 class _Choice(NamedTuple):
-    """A run's axis and length, and runs per tile."""
+    """How places are repeated: along which axis, how often, in how many runs."""
 
     axis: int
     length: int
@@ -442,34 +530,62 @@ class _Tiling(NamedTuple):
       cycles: estimate for all positions of a block.
       tiles: how many.
       widest: vectors of the widest one.
+      positions: by classes, with their columns.
       ways: how the positions of every class are put together.
     """
 
     cycles: float
     tiles: int
     widest: int
+    positions: _Positions
     ways: tuple[_Choice, ...]
 
 
+class _Work(NamedTuple):
+    """What decides the time of a class.
+
+    Attributes:
+      counts: of its lines.
+      sections: columns and places of each.
+      places: how many.
+      channelwise: see `Sweep`.
+      far: whether rows of `w` come from beyond the nearest cache.
+    """
+
+    counts: tuple[int, ...]
+    sections: tuple[tuple[int, int], ...]
+    places: int
+    channelwise: bool
+    far: bool
+
+
 def _tiling(
-    classes: Sequence[tuple[_Class, tuple[np.ndarray, ...]]],
+    positions: _Positions,
     vectors: int,
     most: int,
-    machine: Machine,
+    room: int,
     channelwise: bool,
+    far: bool,
 ) -> _Tiling:
     """As few tiles as there can be of at most so many vectors."""
     count = -(-vectors // most)
     narrow, more = divmod(vectors, count)
     widest = narrow + (more > 0)
     ways, cycles = [], 0.0
-    for c, k in classes:
-        each, way = _best(c, len(k[0]), widest, machine, channelwise)
+    for c, k in positions:
+        work = _Work(
+            tuple(line.size for line in c.lines),
+            tuple((len(n), len(s[0])) for n, s in zip(k[0], c.sections, strict=True)),
+            len(c.places),
+            channelwise,
+            far,
+        )
+        each, way = _cheapest(work, widest, max(1, room // len(c.places)))
         ways.append(way)
         cycles += each * (more or count)
         if more:
-            cycles += (count - more) * _price(c, len(k[0]), narrow, way, channelwise)
-    return _Tiling(cycles, count, widest, tuple(ways))
+            cycles += (count - more) * _all(work, narrow, way)
+    return _Tiling(cycles, count, widest, positions, tuple(ways))
 
 
 def _read_once(tiling: _Tiling, tasks: int, vector_bytes: int, cores: int) -> _Tiling:
@@ -479,83 +595,67 @@ def _read_once(tiling: _Tiling, tasks: int, vector_bytes: int, cores: int) -> _T
     return tiling._replace(cycles=2 * cycles if beyond else cycles)
 
 
-def _best(
-    c: _Class, columns: int, vectors: int, machine: Machine, channelwise: bool
-) -> tuple[float, _Choice]:
-    """The cheapest tile for a class: estimated cycles, and what it is."""
-    most = (machine.registers - 2 - vectors) // vectors
-    counts = [line.size for line in c.lines]
-    return _cheapest(tuple(counts), columns, vectors, most, channelwise)
-
-
 @functools.lru_cache(4096)
-def _cheapest(
-    counts: tuple[int, ...], columns: int, vectors: int, most: int, channelwise: bool
-) -> tuple[float, _Choice]:
-    total = math.prod(counts)
+def _cheapest(work: _Work, vectors: int, most: int) -> tuple[float, _Choice]:
+    """The cheapest tile for a class: estimated cycles, and what it is."""
+    total = math.prod(work.counts)
     found = []
-    for axis, count in enumerate(counts):
+    for axis, count in enumerate(work.counts):
         for length in range(1, min(count, most) + 1):
             runs = min(_MOST_RUNS, most // length, total // count * (count // length))
             way = _Choice(axis, length, runs)
-            found.append((_all(counts, columns, vectors, way, channelwise), way))
+            found.append((_all(work, vectors, way), way))
     return min(found)
 
 
-def _price(
-    c: _Class, columns: int, vectors: int, way: _Choice, channelwise: bool
-) -> float:
-    counts = tuple(line.size for line in c.lines)
-    return _all(counts, columns, vectors, way, channelwise)
-
-
-def _all(
-    counts: tuple[int, ...], columns: int, vectors: int, way: _Choice, channelwise: bool
-) -> float:
+def _all(work: _Work, vectors: int, way: _Choice) -> float:
     """Estimated cycles of all positions of a class, for one tile of filters."""
-    total, count = math.prod(counts), counts[way.axis]
+    total, count = math.prod(work.counts), work.counts[way.axis]
     cost = 0.0
     for size, times in ((way.length, count // way.length), (count % way.length, 1)):
         if size:
             runs = total // count * times
-            cost += _cycles(runs, size, way.runs, columns, vectors, channelwise)
+            cost += _cycles(runs, size, way.runs, work, vectors)
     return 1.03 * cost if way.axis == 0 and way.length > 1 else cost
 
 
 _MOST_RUNS = 8
 
 
-def _cycles(
-    runs: int, length: int, together: int, columns: int, vectors: int, channelwise: bool
-) -> float:
+def _cycles(runs: int, length: int, together: int, work: _Work, vectors: int) -> float:
     """Estimate for all runs of one length: two products or loads at a time."""
     cost = 0.0
     for per_tile, tiles in ((together, runs // together), (runs % together, 1)):
-        positions = per_tile * length
-        if not positions:
+        repeated = per_tile * length
+        if not repeated:
             continue
-        reads = positions * vectors if channelwise else positions
-        step = max(positions * vectors, reads + vectors + 2, 8) / 2
-        step += vectors / 4 + positions / 20
-        cost += tiles * (columns * step + 20 + positions * vectors)
+        each = 20 + repeated * work.places * vectors
+        for columns, places in work.sections:
+            positions = repeated * places
+            reads = positions * vectors if work.channelwise else positions
+            step = max(positions * vectors, reads + vectors + 2, 8) / 2
+            step += (_FAR if work.far else vectors / 4) + positions / 20
+            each += columns * step
+        cost += tiles * each
     return cost
 
 
+_FAR = 4.0
+"""Cycles for a row of a tile, two lines of memory, from beyond the nearest cache."""
+
+
 def _visits(
-    conv: Conv, c: _Class, columns: tuple[np.ndarray, ...], choice: _Choice
+    conv: Conv, c: _Class, columns: tuple[tuple[np.ndarray, ...], ...], way: _Choice
 ) -> list[Visit]:
-    line = c.lines[choice.axis]
+    line = c.lines[way.axis]
     each = conv.lhs[-1] * conv.strides[-1] * jnp.dtype(conv.dtype).itemsize
-    most = max(1, *(len(k) for k in columns))
+    most = max(1, *(sum(map(len, sections)) for sections in columns))
     alone = math.prod(conv.window) == 1
     found = []
+    even = line.size // way.length * way.length
     for start, stop, length in (
-        (0, line.size // choice.length * choice.length, choice.length),
-        (
-            line.size - line.size % choice.length,
-            line.size,
-            line.size % choice.length,
-        ),
+        (0, even, way.length),
+        (even, line.size, line.size % way.length),
     ):
         if not length or start == stop:
             continue
@@ -563,20 +663,29 @@ def _visits(
         for axis, other in enumerate(c.lines):
             at = (
                 np.arange(start, stop, length)
-                if axis == choice.axis
+                if axis == way.axis
                 else np.arange(other.size)
             )
             x = (x[:, None] + at * other.x_step).reshape(-1)
             y = (y[:, None] + at * other.y_step).reshape(-1)
         runs = np.stack([x, y], 1).astype(np.int32)
-        whole = len(runs) // choice.runs * choice.runs
+        places = tuple(
+            (q * line.x_step + px, q * line.y_step + py)
+            for q in range(length)
+            for px, py in c.places
+        )
+        sections = tuple(
+            tuple(q * len(c.places) + p for q in range(length) for p in where)
+            for where, _, _ in c.sections
+        )
+        whole = len(runs) // way.runs * way.runs
         for together, some in (
-            (choice.runs, runs[:whole]),
+            (way.runs, runs[:whole]),
             (len(runs) - whole, runs[whole:]),
         ):
             if len(some):
-                kernel = Kernel(length, line.x_step, line.y_step, together)
-                pace = min(_LINE_BYTES, -(-length * together * each // most))
+                kernel = Kernel(places, sections, together)
+                pace = min(_LINE_BYTES, -(-len(places) * together * each // most))
                 found.append(Visit(kernel, columns, some, pace * alone))
     return found
 
@@ -586,17 +695,21 @@ def _packed(
 ) -> tuple[tuple[Visit, ...], tuple[np.ndarray, ...]]:
     """Rows of `w` renumbered in the order in which they are copied together."""
     rows = tuple(
-        np.unique(np.concatenate([v.columns[g][:, 1] for v in visits]))
+        np.unique(np.concatenate([k[:, 1] for v in visits for k in v.columns[g]]))
         for g in range(len(visits[0].columns))
     )
-    renumbered = tuple(
+
+    def renumbered(k: np.ndarray, r: np.ndarray) -> np.ndarray:
+        return np.stack([k[:, 0], np.searchsorted(r, k[:, 1])], 1).astype(np.int32)
+
+    moved = tuple(
         dataclasses.replace(
             v,
             columns=tuple(
-                np.stack([k[:, 0], np.searchsorted(r, k[:, 1])], 1).astype(np.int32)
-                for k, r in zip(v.columns, rows, strict=True)
+                tuple(renumbered(k, r) for k in sections)
+                for sections, r in zip(v.columns, rows, strict=True)
             ),
         )
         for v in visits
     )
-    return renumbered, rows
+    return moved, rows

@@ -14,7 +14,7 @@ def target(sweep: Sweep) -> str:
     """The name by which XLA calls it; compiled when it is asked for the first time."""
     tables = _Tables()
     text = _source(sweep, tables)
-    return _llvm.named(text, tables.numbers())
+    return _llvm.named(text, tables.numbers(2 * sweep.ahead + 1))
 
 
 class _Tables:
@@ -35,8 +35,9 @@ class _Tables:
             self.size += flat.size
         return self.places[key]
 
-    def numbers(self) -> np.ndarray:
-        return np.concatenate([*self.parts, np.zeros(1, np.int32)])
+    def numbers(self, beyond: int) -> np.ndarray:
+        """All tables, and some zeros that may be read behind the last one."""
+        return np.concatenate([*self.parts, np.zeros(beyond, np.int32)])
 
 
 def _source(sweep: Sweep, tables: _Tables) -> str:
@@ -120,7 +121,7 @@ def _positions(
         runs = visit.kernel.runs
         count = len(visit.runs) // runs
         ends = [p * count // sweep.parts for p in range(sweep.parts + 1)]
-        columns = tables.place([(tables.place(k), len(k)) for k in visit.columns])
+        columns = tables.place([_ends(sections, tables) for sections in visit.columns])
         group = f"%group{i}" if len(visit.columns) > 1 else "0"
         after = "done" if i + 1 == len(sweep.visits) else f"v{i + 1}"
         kernel = kernels[visit.kernel]
@@ -149,6 +150,7 @@ def _positions(
             *_entry(f"%c{i}", columns, group, 2, 0),
             *_entry(f"%s{i}", columns, group, 2, 1),
             f"%cp{i} = getelementptr i32, ptr @tables, i64 %c{i}",
+            f"%ep{i} = getelementptr i32, ptr @tables, i64 %s{i}",
             t.at(f"%xt{i}", "%x", f"%xg{i}"),
             *_tile_weights(sweep, t, i),
             f"%yo{i} = add i64 %ys, %first{i}",
@@ -164,7 +166,7 @@ def _positions(
             out += [
                 f"k{i}_{j}:",
                 f"call void @kernel_{j}_{kernel}(ptr %xt{i}, ptr %wt{i}, ptr %yt{i}, "
-                f"{pointers(sweep, f'_{i}')}ptr %cp{i}, i64 %s{i}, ptr %r{i}, "
+                f"{pointers(sweep, f'_{i}')}ptr %cp{i}, ptr %ep{i}, ptr %r{i}, "
                 f"i1 %more, ptr %nx{i}, i64 %pace{i})",
                 f"br label %next{i}",
             ]
@@ -179,6 +181,15 @@ def _positions(
             f"br i1 %z{i}, label %l{i}, label %{after}",
         ]
     return "\n".join([*out, "done:", "ret void", "}"])
+
+
+def _ends(sections: tuple[np.ndarray, ...], tables: _Tables) -> tuple[int, int]:
+    """Where the columns stand, section by section, and where the ends of these."""
+    ends = np.cumsum([len(k) for k in sections])
+    return tables.place(np.concatenate([*sections, _NO_COLUMN])), tables.place(ends)
+
+
+_NO_COLUMN = np.zeros((0, 2), np.int32)
 
 
 def _tile_weights(sweep: Sweep, t: Types, i: int) -> list[str]:

@@ -3,6 +3,7 @@
 import itertools
 import struct
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -75,17 +76,44 @@ class Types:
         return f"{name} = getelementptr {self.scalar}, ptr {pointer}, i64 {offset}"
 
 
+class _Code(NamedTuple):
+    """What the parts of a tile's function are made from.
+
+    Attributes:
+      sweep: whose tile it is.
+      kernel: its positions.
+      vectors: of filters.
+      types: of the arrays.
+    """
+
+    sweep: Sweep
+    kernel: Kernel
+    vectors: int
+    types: Types
+
+    def entries(self, places: Iterable[int]) -> "list[_Entry]":
+        """Vectors of sums of some places of every run."""
+        runs = range(self.kernel.runs)
+        return list(itertools.product(runs, places, range(self.vectors)))
+
+
+_Entry = tuple[int, int, int]
+"""A run, a place in it, and a vector of filters."""
+
+
+def _named(start: str, *numbers: int) -> str:
+    return f"%{start}" + "_".join(map(str, numbers))
+
+
 def tile_code(sweep: Sweep, name: str, kernel: Kernel, vectors: int, tail: int) -> str:
     """The function of a tile: all its columns, the epilogue, then it is written."""
     t = Types(sweep, vectors, tail)
+    code = _Code(sweep, kernel, vectors, t)
     adds = sweep.blocks > sweep.shares
-    row = vectors * sweep.lanes if sweep.packed is not None else sweep.row
-    tile = list(
-        itertools.product(range(kernel.runs), range(kernel.length), range(vectors))
-    )
+    tile = code.entries(range(len(kernel.places)))
     out = [
         f"define internal void @{name}(ptr %x, ptr %w, ptr %y, {pointers(sweep)}"
-        f"ptr %columns, i64 %n, ptr %runs, i1 %more, ptr %next_x, i64 %pace) "
+        f"ptr %columns, ptr %ends, ptr %runs, i1 %more, ptr %next_x, i64 %pace) "
         f"{WIDE} {{",
         "entry:",
     ]
@@ -97,100 +125,141 @@ def tile_code(sweep: Sweep, name: str, kernel: Kernel, vectors: int, tail: int) 
                 f"%{array}o{r} = sext i32 %{array}i{r} to i64",
                 t.at(f"%{array}{r}", f"%{array}", f"%{array}o{r}"),
             ]
-    for r, q, v in tile:
-        out.append(
-            t.at(f"%d{r}_{q}_{v}", f"%y{r}", q * kernel.y_step + v * sweep.lanes)
-        )
+    for r, p, v in tile:
+        offset = kernel.places[p][1] + v * sweep.lanes
+        out.append(t.at(_named("d", r, p, v), f"%y{r}", offset))
     out += [
-        f"call void @llvm.prefetch.p0(ptr %d{r}_{q}_{v}, i32 1, i32 3, i32 1)"
-        for r, q, v in tile
+        f"call void @llvm.prefetch.p0(ptr {_named('d', *at)}, i32 1, i32 3, i32 1)"
+        for at in tile
     ]
-    out.append("%some = icmp sgt i64 %n, 0")
+    block, sums = "entry", dict.fromkeys(tile, "zeroinitializer")
     if adds:
         out += ["br i1 %more, label %again, label %start", "again:"]
-        out += [t.load(f"%o{r}_{q}_{v}", f"%d{r}_{q}_{v}", v) for r, q, v in tile]
+        out += [t.load(_named("o", *at), _named("d", *at), at[2]) for at in tile]
         out += ["br label %start", "start:"]
         out += [
-            f"%s{r}_{q}_{v} = phi {t.vector} [ zeroinitializer, %entry ], "
-            f"[ %o{r}_{q}_{v}, %again ]"
-            for r, q, v in tile
+            f"{_named('s', *at)} = phi {t.vector} [ zeroinitializer, %entry ], "
+            f"[ {_named('o', *at)}, %again ]"
+            for at in tile
         ]
-    else:
-        out += ["br label %start", "start:"]
+        block, sums = "start", {at: _named("s", *at) for at in tile}
+    for s in range(len(kernel.sections)):
+        lines, sums = _section(code, s, block, sums)
+        out += lines
+        block = f"after{s}"
+    for at in sorted(tile, key=lambda entry: entry[2]):
+        lines, value = _unfolded(code, at, sums[at])
+        out += lines
+        out += _written(code, at, value)
+    return "\n".join([*out, "ret void", "}"])
 
-    def begun(r: int, q: int, v: int) -> str:
-        return f"%s{r}_{q}_{v}" if adds else "zeroinitializer"
 
-    out += ["br i1 %some, label %loop, label %none", "none:"]
-    for r, q, v in tile:
-        value = begun(r, q, v)
-        out += _written(sweep, t, kernel, "n", (r, q, v), value)
-    out += ["ret void", "loop:"]
-    out.append("%k = phi i64 [ 0, %start ], [ %next, %loop ]")
-    for r, q, v in tile:
-        out.append(
-            f"%a{r}_{q}_{v} = phi {t.vector} [ {begun(r, q, v)}, %start ], "
-            f"[ %b{r}_{q}_{v}, %loop ]"
-        )
+def _section(
+    code: _Code, s: int, before: str, sums: dict[_Entry, str]
+) -> tuple[list[str], dict[_Entry, str]]:
+    """A loop over the columns of a section, and what the sums are called after it.
+
+    Args:
+      code: of the tile.
+      s: which section.
+      before: the block that comes before it.
+      sums: what they are called there.
+    """
+    sweep, kernel, vectors, t = code
+    meeting = kernel.sections[s]
+    active = code.entries(meeting)
+    begin = f"%end{s - 1}" if s else "0"
+    row = vectors * sweep.lanes if sweep.packed is not None else sweep.row
+    out = [
+        f"%ep{s} = getelementptr i32, ptr %ends, i64 {s}",
+        f"%ei{s} = load i32, ptr %ep{s}, align 4",
+        f"%end{s} = sext i32 %ei{s} to i64",
+        f"%some{s} = icmp slt i64 {begin}, %end{s}",
+        f"br i1 %some{s}, label %loop{s}, label %after{s}",
+        f"loop{s}:",
+        f"%k{s} = phi i64 [ {begin}, %{before} ], [ %next{s}, %loop{s} ]",
+    ]
+    ways = {
+        at: f"[ {sums[at]}, %{before} ], [ {_named('b', s, *at)}, %loop{s} ]"
+        for at in active
+    }
+    out += [f"{_named('a', s, *at)} = phi {t.vector} {ways[at]}" for at in active]
     out += [
-        "%kp = getelementptr [2 x i32], ptr %columns, i64 %k",
-        "%xk = load i32, ptr %kp, align 4",
-        "%wq = getelementptr i32, ptr %kp, i64 1",
-        "%wk = load i32, ptr %wq, align 4",
-        "%xl = sext i32 %xk to i64",
-        "%wl = sext i32 %wk to i64",
-        f"%wm = mul i64 %wl, {row}",
-        t.at("%wr", "%w", "%wm"),
+        f"%kp{s} = getelementptr [2 x i32], ptr %columns, i64 %k{s}",
+        f"%xk{s} = load i32, ptr %kp{s}, align 4",
+        f"%xl{s} = sext i32 %xk{s} to i64",
+        *_row(t, f"{s}", f"%kp{s}", 1, row),
     ]
     if any(visit.pace for visit in sweep.visits):
         out += [
-            "%paced = mul i64 %k, %pace",
-            "%soon = getelementptr i8, ptr %next_x, i64 %paced",
-            "call void @llvm.prefetch.p0(ptr %soon, i32 0, i32 2, i32 1)",
+            f"%paced{s} = mul i64 %k{s}, %pace",
+            f"%soon{s} = getelementptr i8, ptr %next_x, i64 %paced{s}",
+            f"call void @llvm.prefetch.p0(ptr %soon{s}, i32 0, i32 2, i32 1)",
         ]
+    if sweep.ahead:
+        out += _row(t, f"a{s}", f"%kp{s}", 2 * sweep.ahead + 1, row)
+        for v in range(vectors):
+            soon = _named("ap", s, v)
+            out += [
+                t.at(soon, f"%wra{s}", v * sweep.lanes),
+                f"call void @llvm.prefetch.p0(ptr {soon}, i32 0, i32 2, i32 1)",
+            ]
     padded, whole = sweep.packed is not None or sweep.fold > 1, Types(sweep)
     for v in range(vectors):
-        out.append(t.at(f"%wp{v}", "%wr", v * sweep.lanes))
-        out.append((whole if padded else t).load(f"%w{v}", f"%wp{v}", v))
+        w = _named("w", s, v)
+        out.append(t.at(f"{w}p", f"%wr{s}", v * sweep.lanes))
+        out.append((whole if padded else t).load(w, f"{w}p", v))
     for r in range(kernel.runs):
-        out.append(t.at(f"%xr{r}", f"%x{r}", "%xl"))
-        for q in range(kernel.length):
-            if not sweep.channelwise:
-                some = f"<{sweep.fold} x {t.scalar}>"
-                repeated = t.lanes(k % sweep.fold for k in range(sweep.lanes))
-                out += [
-                    t.at(f"%xq{r}_{q}", f"%xr{r}", q * kernel.x_step),
-                    f"%xs{r}_{q} = load {some}, ptr %xq{r}_{q}, align {t.bytes}",
-                    f"%xb{r}_{q} = shufflevector {some} %xs{r}_{q}, {some} poison, "
-                    f"{repeated}",
-                ]
-            for v in range(vectors):
-                x = f"%xb{r}_{q}"
-                if sweep.channelwise:
-                    x = f"%xv{r}_{q}_{v}"
-                    out.append(
-                        t.at(
-                            f"%xq{r}_{q}_{v}",
-                            f"%xr{r}",
-                            q * kernel.x_step + v * sweep.lanes,
-                        )
-                    )
-                    out.append(t.load(x, f"%xq{r}_{q}_{v}", v))
-                out.append(
-                    f"%b{r}_{q}_{v} = call {t.vector} @llvm.fmuladd.{t.suffix}("
-                    f"{t.vector} {x}, {t.vector} %w{v}, {t.vector} %a{r}_{q}_{v})"
-                )
+        out.append(t.at(_named("xr", s, r), f"%x{r}", f"%xl{s}"))
+        for p in meeting:
+            out += _products(code, s, r, p)
     out += [
-        "%next = add i64 %k, 1",
-        "%further = icmp slt i64 %next, %n",
-        "br i1 %further, label %loop, label %end",
-        "end:",
+        f"%next{s} = add i64 %k{s}, 1",
+        f"%further{s} = icmp slt i64 %next{s}, %end{s}",
+        f"br i1 %further{s}, label %loop{s}, label %after{s}",
+        f"after{s}:",
     ]
-    for r, q, v in sorted(tile, key=lambda place: place[2]):
-        lines, value = _unfolded(sweep, t, f"%b{r}_{q}_{v}")
-        out += lines
-        out += _written(sweep, t, kernel, "e", (r, q, v), value)
-    return "\n".join([*out, "ret void", "}"])
+    out += [f"{_named('c', s, *at)} = phi {t.vector} {ways[at]}" for at in active]
+    return out, sums | {at: _named("c", s, *at) for at in active}
+
+
+def _row(t: Types, name: str, column: str, place: int, row: int) -> list[str]:
+    """Where a row of `w` starts, whose number stands at some place after a column."""
+    return [
+        f"%wq{name} = getelementptr i32, ptr {column}, i64 {place}",
+        f"%wk{name} = load i32, ptr %wq{name}, align 4",
+        f"%wl{name} = sext i32 %wk{name} to i64",
+        f"%wm{name} = mul i64 %wl{name}, {row}",
+        t.at(f"%wr{name}", "%w", f"%wm{name}"),
+    ]
+
+
+def _products(code: _Code, s: int, r: int, p: int) -> list[str]:
+    """What one place reads of a column, times its weights, added to the sums."""
+    sweep, kernel, vectors, t = code
+    x = kernel.places[p][0]
+    base, value = _named("xr", s, r), _named("x", s, r, p)
+    out = []
+    if not sweep.channelwise:
+        some = f"<{sweep.fold} x {t.scalar}>"
+        repeated = t.lanes(k % sweep.fold for k in range(sweep.lanes))
+        out += [
+            t.at(f"{value}p", base, x),
+            f"{value}s = load {some}, ptr {value}p, align {t.bytes}",
+            f"{value} = shufflevector {some} {value}s, {some} poison, {repeated}",
+        ]
+    for v in range(vectors):
+        read = value
+        if sweep.channelwise:
+            read = _named("x", s, r, p, v)
+            out.append(t.at(f"{read}p", base, x + v * sweep.lanes))
+            out.append(t.load(read, f"{read}p", v))
+        out.append(
+            f"{_named('b', s, r, p, v)} = call {t.vector} @llvm.fmuladd.{t.suffix}("
+            f"{t.vector} {read}, {t.vector} {_named('w', s, v)}, "
+            f"{t.vector} {_named('a', s, r, p, v)})"
+        )
+    return out
 
 
 def pointers(sweep: Sweep, end: str = "") -> str:
@@ -203,21 +272,14 @@ def pointers(sweep: Sweep, end: str = "") -> str:
 _OPS = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
 
 
-def _written(
-    sweep: Sweep,
-    t: Types,
-    kernel: Kernel,
-    branch: str,
-    place: tuple[int, int, int],
-    value: str,
-) -> list[str]:
+def _written(code: _Code, entry: _Entry, value: str) -> list[str]:
     """The epilogue of a vector of sums, and storing it."""
-    r, q, v = place
-    at = f"{r}_{q}_{v}"
+    sweep, kernel, _, t = code
+    r, p, v = entry
     out = []
     for k, step in enumerate(sweep.epilogue):
-        name, pointer = f"%{branch}{k}v{at}", f"%{branch}{k}p{at}"
-        operand = f"%{branch}{k}o{at}"
+        name = _named(f"e{k}v", *entry)
+        operand, pointer = f"{name}o", f"{name}p"
         if step.kind == "number":
             operand = t.splat(step.number)
         elif step.kind == "filter":
@@ -226,11 +288,10 @@ def _written(
                 t.load(operand, pointer, v, True),
             ]
         else:
-            base = f"%{branch}{k}b{at}"
-            offset = q * kernel.y_step + v * t.width
+            offset = kernel.places[p][1] + v * t.width
             out += [
-                t.at(base, f"%g{step.place}", f"%yo{r}"),
-                t.at(pointer, base, offset),
+                t.at(f"{name}b", f"%g{step.place}", f"%yo{r}"),
+                t.at(pointer, f"{name}b", offset),
                 t.load(operand, pointer, v, True),
             ]
         a, b = (operand, value) if step.swapped else (value, operand)
@@ -243,25 +304,27 @@ def _written(
                 f"{t.filters} {a}, {t.filters} {b})"
             )
         value = name
-    return [*out, t.store(value, f"%d{at}", v)]
+    return [*out, t.store(value, _named("d", *entry), v)]
 
 
-def _unfolded(sweep: Sweep, t: Types, value: str) -> tuple[list[str], str]:
+def _unfolded(code: _Code, entry: _Entry, value: str) -> tuple[list[str], str]:
     """Add up neighbouring lanes: as integers of twice their width, shifted."""
+    sweep, _, _, t = code
     out = []
     lanes, bits = sweep.lanes, 8 * t.bytes
     while lanes > sweep.lanes // sweep.fold:
         whole, half = f"<{lanes} x {t.scalar}>", f"<{lanes // 2} x i{bits}>"
         pairs = f"<{lanes // 2} x i{2 * bits}>"
         shift = ", ".join([f"i{2 * bits} {bits}"] * (lanes // 2))
+        name = _named(f"u{lanes}v", *entry)
         out += [
-            f"{value}p = bitcast {whole} {value} to {pairs}",
-            f"{value}h = lshr {pairs} {value}p, <{shift}>",
-            f"{value}o = bitcast {pairs} {value}h to {whole}",
-            f"{value}a = fadd {whole} {value}, {value}o",
-            f"{value}b = bitcast {whole} {value}a to {pairs}",
-            f"{value}t = trunc {pairs} {value}b to {half}",
-            f"{value}s = bitcast {half} {value}t to <{lanes // 2} x {t.scalar}>",
+            f"{name}p = bitcast {whole} {value} to {pairs}",
+            f"{name}h = lshr {pairs} {name}p, <{shift}>",
+            f"{name}o = bitcast {pairs} {name}h to {whole}",
+            f"{name}a = fadd {whole} {value}, {name}o",
+            f"{name}b = bitcast {whole} {name}a to {pairs}",
+            f"{name}t = trunc {pairs} {name}b to {half}",
+            f"{name}s = bitcast {half} {name}t to <{lanes // 2} x {t.scalar}>",
         ]
-        value, lanes = f"{value}s", lanes // 2
+        value, lanes = f"{name}s", lanes // 2
     return out, value

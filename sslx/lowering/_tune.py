@@ -96,7 +96,7 @@ class Tuned:
         numbers = tuple(k for k, x in enumerate(args) if _is_setting(x))
         names = tuple(name for name, x in kwargs.items() if _is_setting(x))
         leaves = jax.tree.leaves((args, kwargs))
-        inner = any(isinstance(x, jax.core.Tracer) for x in leaves)
+        inner = any(_jax_compat.is_traced(x) for x in leaves)
         run = self._compiled.get((numbers, names, inner))
         if run is None:
             run = self._compiled[numbers, names, inner] = jax.jit(
