@@ -25,6 +25,13 @@ def is_traced(array: Any) -> bool:
     return isinstance(array, jax.core.Tracer)
 
 
+def is_tracing() -> bool:
+    """Whether the code that runs is being traced by a transformation of JAX."""
+    from jax._src import core
+
+    return not core.trace_state_clean()
+
+
 def is_jaxpr(value: Any) -> bool:
     """Whether an equation parameter holds a nested program."""
     return isinstance(value, (ClosedJaxpr, Jaxpr))

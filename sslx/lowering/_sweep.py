@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from sslx.lowering._conv import Conv
 from sslx.lowering._llvm import Machine
@@ -229,14 +229,12 @@ def plan(
 
     tilings = []
     widest = _PAIR_OF_LINES // machine.bytes if few else 6
+    deepest = len(conv.window) if few and max(conv.lhs_dilation) == 1 else 0
     for n in range(1, min(vectors, widest) + 1):
         room = max(1, (machine.registers - 2 - n) // n)
-        tilings.append(_tiling(positions(0, 1), vectors, n, room, channelwise, far=few))
-        if few and max(conv.lhs_dilation) == 1:
-            tilings += [
-                _tiling(positions(whole + 1, room), vectors, n, room, channelwise, True)
-                for whole in range(len(conv.window))
-            ]
+        for whole in range(deepest + 1):
+            met = positions(whole, room if whole else 1)
+            tilings.append(_tiling(met, vectors, n, room, channelwise, few))
     if few:
         vector_bytes = kept * itemsize // conv.rhs[-1] * lanes
         tilings = [
@@ -417,20 +415,19 @@ def _classes(
 def _places(
     conv: Conv, axes: range, x_strides: list[int], y_strides: list[int], room: int
 ) -> list[tuple]:
-    """The positions along some axes in tiles: where each starts, places, sections."""
+    """The positions along some axes in tiles: where each starts, places, sections.
+
+    Images are not dilated along these axes, so that all positions read a tap alike.
+    """
     at, reads = np.zeros((1, 2), int), np.zeros((1,), int)
     meets = np.ones((1, 1), bool)
     for axis in axes:
         sx, sy = x_strides[axis + 1], y_strides[axis + 1]
-        positions = np.arange(conv.out[axis])
-        taps = np.arange(conv.window[axis]) * conv.rhs_dilation[axis]
-        taps -= conv.padding[axis][0]
-        entry = positions[:, None] * conv.strides[axis] + taps
-        inside = (entry >= 0) & (entry < conv.image[axis])
+        base, relative, inside = _meetings(conv, axis)
         meets = np.kron(meets, inside)
-        steps = positions[:, None] * np.array([conv.strides[axis] * sx, sy])
+        steps = np.stack([base * sx, np.arange(len(base)) * sy], 1)
         at = (at[:, None] + steps).reshape(-1, 2)
-        reads = (reads[:, None] + taps * sx).reshape(-1)
+        reads = (reads[:, None] + relative[0] * sx).reshape(-1)
     found = []
     for some in np.array_split(np.arange(len(at)), -(-len(at) // room)):
         members: dict[tuple[int, ...], list[int]] = {}
@@ -442,20 +439,29 @@ def _places(
         sections = [
             (where, np.array(k), reads[np.array(k)]) for where, k in members.items()
         ]
-        found.append((map(int, at[some[0]]), places, sections))
-    return [(tuple(start), places, sections) for start, places, sections in found]
+        found.append((tuple(map(int, at[some[0]])), places, sections))
+    return found
 
 
-def _along(conv: Conv, axis: int) -> list[tuple[int, int, int, int, int, tuple]]:
-    """Classes of positions along one axis: first, count, step, in `y` and in `x`."""
-    stride, dilation = conv.strides[axis], conv.lhs_dilation[axis]
+def _meetings(
+    conv: Conv, axis: int
+) -> tuple[
+    Int[np.ndarray, " out"], Int[np.ndarray, "out taps"], Bool[np.ndarray, "out taps"]
+]:
+    """Where positions stand in `x`, what taps read from there, whether they meet it."""
+    dilation = conv.lhs_dilation[axis]
     taps = np.arange(conv.window[axis]) * conv.rhs_dilation[axis]
-    at = np.arange(conv.out[axis]) * stride
+    at = np.arange(conv.out[axis]) * conv.strides[axis]
     base = at // dilation
     entry = at[:, None] + taps - conv.padding[axis][0]
     meets = (entry % dilation == 0) & (entry >= 0)
     meets &= entry // dilation < conv.image[axis]
-    reads = entry // dilation - base[:, None]
+    return base, entry // dilation - base[:, None], meets
+
+
+def _along(conv: Conv, axis: int) -> list[tuple[int, int, int, int, int, tuple]]:
+    """Classes of positions along one axis: first, count, step, in `y` and in `x`."""
+    base, reads, meets = _meetings(conv, axis)
     members: dict[tuple, list[int]] = {}
     for o in range(conv.out[axis]):
         key = tuple((int(k), int(reads[o, k])) for k in np.flatnonzero(meets[o]))

@@ -7,7 +7,7 @@ import numpy as np
 from sslx.lowering import _llvm
 from sslx.lowering._llvm import WIDE
 from sslx.lowering._sweep import Kernel, Sweep
-from sslx.lowering._tile_code import Types, pointers, tile_code
+from sslx.lowering._tile_code import Types, number, pointers, tile_code
 
 
 def target(sweep: Sweep) -> str:
@@ -137,9 +137,7 @@ def _positions(
             f"%m{i} = mul i64 %t{i}, {2 * runs}",
             f"%o{i} = add i64 %m{i}, {tables.place(visit.runs)}",
             f"%r{i} = getelementptr i32, ptr @tables, i64 %o{i}",
-            f"%rn{i} = getelementptr i32, ptr %r{i}, i64 {2 * runs}",
-            f"%rx{i} = load i32, ptr %rn{i}, align 4",
-            f"%rs{i} = sext i32 %rx{i} to i64",
+            *number(f"%rs{i}", f"%r{i}", 2 * runs),
             t.at(f"%nx{i}", "%x", f"%rs{i}"),
             f"br label %e{i}",
             f"e{i}:",
@@ -208,9 +206,7 @@ def _entry(name: str, table: int, row: str, width: int, column: int) -> list[str
     return [
         f"{name}_m = mul i64 {row}, {width}",
         f"{name}_o = add i64 {name}_m, {table + column}",
-        f"{name}_p = getelementptr i32, ptr @tables, i64 {name}_o",
-        f"{name}_i = load i32, ptr {name}_p, align 4",
-        f"{name} = sext i32 {name}_i to i64",
+        *number(name, "@tables", f"{name}_o"),
     ]
 
 
@@ -223,9 +219,7 @@ def _pack(sweep: Sweep, name: str, vectors: int, tail: int) -> str:
         "br i1 %some, label %loop, label %end",
         "loop:",
         "%k = phi i64 [ 0, %entry ], [ %next, %loop ]",
-        "%rp = getelementptr i32, ptr %rows, i64 %k",
-        "%ri = load i32, ptr %rp, align 4",
-        "%rl = sext i32 %ri to i64",
+        *number("%rl", "%rows", "%k"),
         f"%ro = mul i64 %rl, {sweep.row}",
         t.at("%source", "%w", "%ro"),
         f"%so = mul i64 %k, {vectors * sweep.lanes}",

@@ -76,6 +76,15 @@ class Types:
         return f"{name} = getelementptr {self.scalar}, ptr {pointer}, i64 {offset}"
 
 
+def number(name: str, table: str, place: object) -> list[str]:
+    """Read a table's 32-bit integer as one of 64 bits."""
+    return [
+        f"{name}_p = getelementptr i32, ptr {table}, i64 {place}",
+        f"{name}_i = load i32, ptr {name}_p, align 4",
+        f"{name} = sext i32 {name}_i to i64",
+    ]
+
+
 class _Code(NamedTuple):
     """What the parts of a tile's function are made from.
 
@@ -120,9 +129,7 @@ def tile_code(sweep: Sweep, name: str, kernel: Kernel, vectors: int, tail: int) 
     for r in range(kernel.runs):
         for k, array in enumerate("xy"):
             out += [
-                f"%{array}p{r} = getelementptr i32, ptr %runs, i64 {2 * r + k}",
-                f"%{array}i{r} = load i32, ptr %{array}p{r}, align 4",
-                f"%{array}o{r} = sext i32 %{array}i{r} to i64",
+                *number(f"%{array}o{r}", "%runs", 2 * r + k),
                 t.at(f"%{array}{r}", f"%{array}", f"%{array}o{r}"),
             ]
     for r, p, v in tile:
@@ -171,9 +178,7 @@ def _section(
     begin = f"%end{s - 1}" if s else "0"
     row = vectors * sweep.lanes if sweep.packed is not None else sweep.row
     out = [
-        f"%ep{s} = getelementptr i32, ptr %ends, i64 {s}",
-        f"%ei{s} = load i32, ptr %ep{s}, align 4",
-        f"%end{s} = sext i32 %ei{s} to i64",
+        *number(f"%end{s}", "%ends", s),
         f"%some{s} = icmp slt i64 {begin}, %end{s}",
         f"br i1 %some{s}, label %loop{s}, label %after{s}",
         f"loop{s}:",
@@ -186,8 +191,7 @@ def _section(
     out += [f"{_named('a', s, *at)} = phi {t.vector} {ways[at]}" for at in active]
     out += [
         f"%kp{s} = getelementptr [2 x i32], ptr %columns, i64 %k{s}",
-        f"%xk{s} = load i32, ptr %kp{s}, align 4",
-        f"%xl{s} = sext i32 %xk{s} to i64",
+        *number(f"%xl{s}", f"%kp{s}", 0),
         *_row(t, f"{s}", f"%kp{s}", 1, row),
     ]
     if any(visit.pace for visit in sweep.visits):
@@ -226,9 +230,7 @@ def _section(
 def _row(t: Types, name: str, column: str, place: int, row: int) -> list[str]:
     """Where a row of `w` starts, whose number stands at some place after a column."""
     return [
-        f"%wq{name} = getelementptr i32, ptr {column}, i64 {place}",
-        f"%wk{name} = load i32, ptr %wq{name}, align 4",
-        f"%wl{name} = sext i32 %wk{name} to i64",
+        *number(f"%wl{name}", column, place),
         f"%wm{name} = mul i64 %wl{name}, {row}",
         t.at(f"%wr{name}", "%w", f"%wm{name}"),
     ]

@@ -44,7 +44,7 @@ class Choice:
     times: int = 1
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Tuned:
     """A function with the forms of its convolutions and the compiler options chosen.
 
@@ -95,8 +95,7 @@ class Tuned:
         """
         numbers = tuple(k for k, x in enumerate(args) if _is_setting(x))
         names = tuple(name for name, x in kwargs.items() if _is_setting(x))
-        leaves = jax.tree.leaves((args, kwargs))
-        inner = any(_jax_compat.is_traced(x) for x in leaves)
+        inner = _jax_compat.is_tracing()
         run = self._compiled.get((numbers, names, inner))
         if run is None:
             run = self._compiled[numbers, names, inner] = jax.jit(
