@@ -119,6 +119,9 @@ def _seed(liveness: Liveness, eqn: Equation) -> None:
     need = liveness.constant_need
     for value, target in zip(eqn.inputs, targets, strict=True):
         _seed_filled(liveness, value, target)
+    for _, _, steps in liveness.copies.chains(eqn):
+        for piece in (p for step in steps for p in step.operands if p.axis is None):
+            _seed_filled(liveness, piece.value, list(piece.region))
     for row in folded(liveness, eqn):
         operand, partner = eqn.inputs[row.operand], eqn.inputs[row.partner.operand]
         wide = full(operand, True)

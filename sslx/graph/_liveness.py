@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from sslx.graph._copies import Copies
 from sslx.graph._masks import (
     Mask,
     Masks,
@@ -105,7 +106,7 @@ class Liveness:
         self._seen: dict[Equation, list[Facts]] = {}
         self._stale: set[Value] = set()
         self._targets: dict[Equation, list[Masks]] = {}
-        self._uniform: dict[tuple[Value, int], Mask] = {}
+        self.copies = Copies(self)
         self.producer: dict[Value, Equation] = {}
         for eqn in program.equations:
             self.producer.update((v, eqn) for v in eqn.outputs)
@@ -151,7 +152,8 @@ class Liveness:
         return equation.acts or any(map(self.computed, equation.outputs))
 
     def _forget(self) -> None:
-        self._alive, self._computed, self._targets, self._uniform = {}, {}, {}, {}
+        self._alive, self._computed, self._targets = {}, {}, {}
+        self.copies.forget()
 
     # Forward.
 
@@ -203,7 +205,7 @@ class Liveness:
     def backward(self, outputs: Sequence[Masks]) -> list[Masks]:
         """Propagate needs from the outputs; returns those of the inputs."""
         self._forget()
-        self.need = {}
+        self.need, self.copied = {}, {}
         for value, masks in zip(self.program.outputs, outputs, strict=True):
             self.require(value, masks)
         for eqn in reversed(self.program.equations):
@@ -211,10 +213,7 @@ class Liveness:
                 continue
             for value, masks in zip(eqn.inputs, self.targets(eqn), strict=True):
                 self.require(value, masks)
-        self.copied = {}
-        for eqn in self.program.equations:
-            if eqn.name == "reduce_sum" and self.runs(eqn):
-                self._read_copies(eqn)
+            self._read_copies(eqn)
         return [self.need.get(v, full(v, False)) for v in self.program.inputs]
 
     def require(self, value: Value, masks: Masks) -> None:
@@ -222,26 +221,16 @@ class Liveness:
         add(self.need, value, masks)
 
     def _read_copies(self, equation: Equation) -> None:
-        """Record what stands behind the equal terms of a sum."""
-        for (member,) in self.relations[equation].sums:
-            same = self.repeated(equation, member)
-            if not same.any():
-                continue
-            (target,) = self.targets(equation)
-            region = [same if a == member.axis else m for a, m in enumerate(target)]
-            work = [(equation.inputs[0], region)]
-            while work:
-                value, region = work.pop()
-                eqn, need = self.producer.get(value), self.need.get(value)
-                zero = self.of(value).zero
-                rows = zip(region, zero, strict=True)
-                if eqn is None or any(not some(r > z) for r, z in rows):
-                    continue
-                if need is not None and within(region, need):
-                    continue
-                add(self.copied, value, region)
-                wanted = [region if v is value else full(v, True) for v in eqn.outputs]
-                work += zip(eqn.inputs, self.behind(eqn, wanted), strict=True)
+        """Require what stands behind the equal terms of a sum."""
+        for same, _, steps in self.copies.chains(equation):
+            for piece, _, operands in steps:
+                region = [
+                    same if a == piece.axis else m for a, m in enumerate(piece.region)
+                ]
+                add(self.copied, piece.value, region)
+                for operand in operands:
+                    if operand.axis is None:
+                        self.require(operand.value, list(operand.region))
 
     def terms(self, equation: Equation, members: Sequence[Summed]) -> Mask:
         """Which terms of a sum are computed, by label."""
@@ -252,7 +241,7 @@ class Liveness:
             if self.folds(equation, member):
                 gone = facts.constant[member.axis]
             if equation.name == "reduce_sum":
-                gone = gone | self.repeated(equation, member)
+                gone = gone | self.copies.terms(equation, member.axis)
             rows.append(gone)
         return _terms(equation, members, rows)
 
@@ -267,63 +256,6 @@ class Liveness:
             and self.relations[equation].constant
             and all(self.of(v).static for v in others)
         )
-
-    def repeated(self, equation: Equation, member: Summed) -> Mask:
-        """Terms of a plain sum that equal one another, and need one evaluation only.
-
-        Such are the removed channels after `x - mean(x)`: each is `-mean(x)`.
-        """
-        value = equation.inputs[member.operand]
-        none = np.zeros(value.shape[member.axis], bool)
-        if equation.name != "reduce_sum":
-            return none
-        for axis in sorted(m.axis for (m,) in self.relations[equation].sums):
-            same = self.uniform(value, axis) & ~self.of(value).zero[axis]
-            if same.any() and not same.all():
-                return same if axis == member.axis else none
-        return none
-
-    def uniform(self, value: Value, axis: int) -> Mask:
-        """Slices of an axis that are equal to one another."""
-        stack = [(value, axis)]
-        while stack:
-            key = stack[-1]
-            if key not in self._uniform:
-                found = self._copies(*key)
-                if isinstance(found, tuple):
-                    stack.append(found)
-                    continue
-                self._uniform[key] = found
-            stack.pop()
-        return self._uniform[value, axis]
-
-    def _copies(self, value: Value, axis: int) -> "Mask | tuple[Value, int]":
-        """The answer of `uniform`, or the question to answer before."""
-        zero = self.of(value).zero[axis]
-        eqn = self.producer.get(value)
-        if zero.any() or eqn is None or eqn in self.inner:
-            return zero
-        position = eqn.outputs.index(value)
-        links = [
-            x
-            for x in self.relations[eqn].links
-            if x.output == position and x.out_axis == axis
-        ]
-        if not links:
-            return ~zero if eqn.name == "broadcast_in_dim" else zero
-        same = ~zero
-        for link in links:
-            operand = eqn.inputs[link.operand]
-            if operand.shape[link.in_axis] == 1:
-                continue
-            if link.in_label is not None or link.out_label is not None:
-                return zero
-            if (operand, link.in_axis) not in self._uniform:
-                return operand, link.in_axis
-            same = same & self._uniform[operand, link.in_axis]
-            if not same.any():
-                break
-        return same
 
     def wanted(self, equation: Equation) -> list[Masks]:
         """What is asked of the outputs of an equation, as it can be produced."""

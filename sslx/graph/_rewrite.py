@@ -11,12 +11,13 @@ import numpy as np
 from sslx.graph._bodies import Call, Choice, Scan, While, stacked
 from sslx.graph._carriers import Carrier, evaluate, flatten_uniform, now
 from sslx.graph._constants import FoldedTerms, filled, folded
+from sslx.graph._copies import Piece, Step
 from sslx.graph._derivatives import Reduced
 from sslx.graph._host import on_host
 from sslx.graph._liveness import Liveness, full
 from sslx.graph._masks import Mask, Masks, both, is_region, sizes_of, some, within
 from sslx.graph._program import Equation, Value
-from sslx.graph._relation import Relation, Shapes, Summed
+from sslx.graph._relation import Relation, Shapes
 
 
 def take(array: Any, positions: np.ndarray, axis: int) -> Any:
@@ -109,44 +110,40 @@ class Rewriter:
         ]
         emit = rel.emit or _bind
         results = emit(eqn, operands, Shapes(sizes))
-        for row in live.relations[eqn].sums:
-            extra = self._repeated(eqn, row, made)
-            results = results if extra is None else [results[0] + extra]
+        for same, piece, steps in live.copies.chains(eqn):
+            results[0] = results[0] + self._repeated(eqn, same, piece, steps)
         for row in folded(live, eqn):
             results[0] = results[0] + self._folded(eqn, row, made[0])
         return results, made
 
     def _repeated(
-        self, eqn: Equation, members: Sequence[Summed], made: list[Masks]
-    ) -> Any | None:
+        self, eqn: Equation, same: Mask, piece: Piece, steps: Sequence[Step]
+    ) -> Any:
         """Terms of a sum that equal one another: one of them, times their number."""
-        same = self.live.repeated(eqn, members[0])
-        if not same.any():
-            return None
-        one = np.arange(same.size) == np.flatnonzero(same)[0]
-        (target,) = self.live.behind(eqn, made)
-        region = [one if a == members[0].axis else m for a, m in enumerate(target)]
-        (term,) = eqn.bind([self.probe(eqn.inputs[0], region)])
-        return term * np.asarray(same.sum(), term.dtype)
+        made: dict[Any, Any] = {}
+        for step in steps:
+            operands = [
+                self.deliver(p.value, list(p.region)) if p.axis is None else made[p.key]
+                for p in step.operands
+            ]
+            made[step.piece.key] = self._alone(step, operands)
+        (term,) = eqn.bind([made[piece.key]])
+        count, dtype = int(np.count_nonzero(same)), term.dtype
+        if jnp.issubdtype(dtype, np.floating) and dtype.itemsize < 4:
+            return (term.astype(np.float32) * np.float32(count)).astype(dtype)
+        return term * np.asarray(count).astype(dtype)
 
-    def probe(self, value: Value, target: Masks) -> Any:
-        """Any slices of a value, computed again if they are not held."""
-        have = self.held.get(value)
-        facts = self.live.of(value)
-        fixed = facts.zero if facts.static else facts.constant
-        gone = [f | h for f, h in zip(fixed, have[1] if have else fixed, strict=True)]
-        if value not in self.live.producer or all(
-            (g | ~t).all() for g, t in zip(gone, target, strict=True)
-        ):
-            return self.deliver(value, target)
-        eqn = self.live.producer[value]
-        rel = self.live.relations[eqn]
-        wanted = [target if v is value else full(v, True) for v in eqn.outputs]
-        rows = zip(eqn.inputs, self.live.behind(eqn, wanted), strict=True)
-        operands = [self.probe(v, masks) for v, masks in rows]
-        sizes = [sizes_of(masks) for masks in wanted]
+    def _alone(self, step: Step, operands: list[Any]) -> Any:
+        """One equation on the pieces that one slice of its result is made from."""
+        eqn, rel = step.equation, self.live.relations[step.equation]
+        made = produced(eqn, rel, [list(p.region) for p in step.operands])
+        sizes = [
+            sizes_of(masks) if v.shape else ()
+            for v, masks in zip(eqn.outputs, made, strict=True)
+        ]
         results = (rel.emit or _bind)(eqn, operands, Shapes(sizes))
-        return results[eqn.outputs.index(value)]
+        place = eqn.outputs.index(step.piece.value)
+        return _take_all(results[place], made[place], list(step.piece.region))
 
     def _folded(self, eqn: Equation, row: FoldedTerms, made: Masks) -> Any:
         """The constant terms of a product, over the output slices that are made."""
