@@ -1,13 +1,11 @@
 """The fixed point of liveness, and the plan that follows from it."""
 
-import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
-from sslx._calls import on_host
 from sslx._compact._plan import LeafPlan, Plan
 from sslx._compact._tracing import Traced, whole_leaf
 from sslx._compact._zeros import leaf_zeros
@@ -19,6 +17,7 @@ from sslx.graph import (
     Program,
     Value,
     Widths,
+    either,
     full,
     require_constants,
     round_up,
@@ -26,19 +25,6 @@ from sslx.graph import (
 )
 
 _ROUNDS = 100
-
-
-@dataclasses.dataclass(frozen=True)
-class Folded:
-    """Removed slices of one parameter that constants are made of.
-
-    Attributes:
-      axes: the indices along each axis; the region is their product.
-      values: the parameter there.
-    """
-
-    axes: tuple[tuple[int, ...], ...]
-    values: Any
 
 
 def fixed_point(
@@ -115,32 +101,37 @@ def planned(
     params: list[Value],
     leaves: Mapping[str, Any],
     zeros: Mapping[str, Masks],
-) -> tuple[Plan, dict[str, Folded]]:
+) -> tuple[Plan, dict[str, int]]:
+    """What to keep of every leaf, and how many entries for constant channels only."""
     plans, folded = {}, {}
     for value, (path, leaf) in zip(params, leaves.items(), strict=True):
         shape = tuple(leaf.shape)
-        alive = live.alive(value)
-        if not all(m.any() for m in alive):
-            alive = full(value, False)
         if not shape:
             plans[path] = whole_leaf(shape)
             continue
-        dead = [z & ~a for z, a in zip(zeros[path], alive, strict=True)]
+        alive, kept = computed(live, value), needed(live, value)
+        dead = [z & ~k for z, k in zip(zeros[path], kept, strict=True)]
         plans[path] = LeafPlan(
             shape,
-            tuple(None if m.all() else _ints(m) for m in alive),
+            tuple(None if m.all() else _ints(m) for m in kept),
             tuple(_ints(m) if m.any() else None for m in dead),
         )
-        constant = live.constant_need.get(value)
-        if constant is not None and not inside(constant, alive):
-            axes = tuple(_ints(m) for m in constant)
-            if isinstance(leaf, jax.ShapeDtypeStruct):
-                values = jax.ShapeDtypeStruct(tuple(map(len, axes)), leaf.dtype)
-            else:
-                whole = np.asarray(leaf) if on_host(leaf) else leaf
-                values = np.asarray(whole[np.ix_(*axes)])
-            folded[path] = Folded(axes, values)
+        spare = math.prod(m.sum() for m in kept) - math.prod(m.sum() for m in alive)
+        if spare:
+            folded[path] = int(spare)
     return Plan(plans), folded
+
+
+def computed(live: Liveness, value: Value) -> Masks:
+    """The slices of a variable that computation on data reads."""
+    alive = live.alive(value)
+    return alive if all(m.any() for m in alive) else full(value, False)
+
+
+def needed(live: Liveness, value: Value) -> Masks:
+    """The same, and the slices that constants are made of."""
+    alive, constant = computed(live, value), live.constant_need.get(value)
+    return alive if constant is None else either(alive, constant)
 
 
 def _ints(mask: np.ndarray) -> tuple[int, ...]:

@@ -12,8 +12,8 @@ from jaxtyping import PyTree
 
 from sslx._calls import Call, as_jax, struct, take_apart
 from sslx._compact import _summary
-from sslx._compact._analysis import Folded, fixed_point, planned
-from sslx._compact._evaluation import Reduction, analysed, checked, overlay, reduction
+from sslx._compact._analysis import fixed_point, planned
+from sslx._compact._evaluation import Reduction, analysed, checked, reduction
 from sslx._compact._plan import Plan, expand_plan
 from sslx._compact._tracing import Traced, Tracer, whole_leaf
 from sslx._compact._zeros import given_zeros, zeros_of
@@ -47,12 +47,13 @@ class Compact:
       tracer: traces the original function.
       variables: the reduced variables; same structure as the original ones.
       plan: the kept indices of every leaf.
-      folded: removed slices that constant channels were folded from, by path.
+      folded: how many entries of the variables, by path, are kept only because constant
+        channels are made of them.
       held_back: what could not be analysed, and which parameters that keeps whole.
       kept_zeros: zero slices that stay, so that operands line up.
       example: the call the function was compacted with, as shapes; None if it was
         loaded from a file that could not hold it.
-      fold: whether constant channels were folded.
+      fold: whether constant channels are computed apart from the data.
       tuned: how `apply` computes its convolutions; None leaves them to XLA.
       reductions: what is alive in the program that was traced last.
     """
@@ -60,7 +61,7 @@ class Compact:
     tracer: Tracer
     variables: PyTree
     plan: Plan
-    folded: Mapping[str, Folded]
+    folded: Mapping[str, int]
     held_back: tuple[Held, ...]
     kept_zeros: tuple[KeptZeros, ...]
     example: Call | None
@@ -96,7 +97,7 @@ class Compact:
         if traced not in self.reductions:
             self.reductions.clear()
             self.reductions[traced] = reduction(self, traced)
-        return self.reductions[traced].run(self, list(leaves.values()), call)
+        return self.reductions[traced].run(list(leaves.values()), call)
 
     @property
     def fn(self) -> Callable[..., Any]:
@@ -140,15 +141,10 @@ class Compact:
     def expand(self, variables: PyTree | None = None) -> PyTree:
         """Full-size variables with which `fn` gives the same output.
 
-        Removed slices are zero, or, where a constant was folded, what they were.
+        Removed slices are zero.
         """
         variables = self.variables if variables is None else variables
-        wide = expand_plan(self.plan, variables)
-        leaves, treedef = flatten(wide)
-        small, _ = flatten(variables)
-        for path, folded in self.folded.items():
-            leaves[path] = overlay(self.plan.leaves[path], folded, small[path])
-        return unflatten(treedef, leaves)
+        return expand_plan(self.plan, variables)
 
     def rows(self) -> list[dict[str, Any]]:
         """Per product: kernel shape, multiply-adds and bytes, before and after."""
@@ -201,8 +197,10 @@ def compact(
       alignment: where operands disagree about their alive slices, `"align"` keeps what
         lines up, `"scatter"` moves data at run time, `"auto"` estimates which costs
         less (`sslx.graph.MACS_PER_MOVE`).
-      constants: `"fold"` removes channels that no longer depend on the input and adds
-        what they contributed; `"keep"` goes on computing them.
+      constants: `"fold"` computes channels that no longer depend on the input apart
+        from the data, once per call, from the variables they are made of (a bias, the
+        statistics of a norm, the weights that read them), which therefore stay, train
+        and change as before; `"keep"` goes on computing them beside the others.
       strict: raise if a primitive without a rule keeps parameters from being reduced.
       round_to: keep so many dead channels that the widths of products of data and
         weights are multiples of it; `kept_zeros` lists them, and `summary` counts them.

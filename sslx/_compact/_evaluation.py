@@ -1,20 +1,27 @@
 """A call of a compact function: the traced program over its alive slices."""
 
 import dataclasses
-import functools
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from sslx._calls import Call, as_jax
-from sslx._compact._analysis import Folded, inside, pairs
+from sslx._calls import Call, as_jax, on_host
+from sslx._compact._analysis import needed, pairs
 from sslx._compact._plan import LeafPlan, Plan
 from sslx._compact._tracing import Traced
 from sslx._groups import flatten
-from sslx.graph import Facts, Liveness, Masks, Rewriter, full, require_constants
+from sslx.graph import (
+    Facts,
+    Liveness,
+    Masks,
+    Part,
+    Rewriter,
+    full,
+    require_constants,
+    within,
+)
 
 if TYPE_CHECKING:
     from sslx._compact._compact import Compact
@@ -56,16 +63,12 @@ class Reduction:
     kept: list[Masks]
     wanted: list[Masks]
 
-    def run(self, compact: "Compact", leaves: list[Any], call: Call) -> PyTree:
+    def run(self, leaves: list[Any], call: Call) -> PyTree:
         """What the function returns, computed on the alive slices."""
         program = self.traced.program
         carriers = [
-            functools.partial(
-                _dense, compact, path, array, self.live.constant_need.get(value)
-            )
-            for path, array, value in zip(
-                compact.plan.leaves, leaves, program.inputs, strict=False
-            )
+            Part(np.asarray(x) if on_host(x) else x, masks)
+            for x, masks in zip(leaves, self.kept, strict=True)
         ]
         rest = program.inputs[len(leaves) :]
         inputs = [
@@ -133,57 +136,13 @@ def _check_coverage(self: "Compact", live: Liveness, kept: list[Masks]) -> None:
     for (path, leaf), have, value in zip(
         self.plan.leaves.items(), kept, params, strict=True
     ):
-        if not leaf.shape:
-            continue
-        alive = live.alive(value)
-        if all(m.any() for m in alive) and not inside(alive, have):
-            lacking = [int((a & ~h).sum()) for a, h in zip(alive, have, strict=True)]
+        wanted = needed(live, value)
+        if leaf.shape and not within(wanted, have):
+            lacking = [int((w & ~h).sum()) for w, h in zip(wanted, have, strict=True)]
             errors.append(f"  {path}: {lacking} removed slices per axis are needed")
-        constant = live.constant_need.get(value)
-        if constant is not None and not _available(self, path, constant, have):
-            errors.append(f"  {path}: constants need slices that were not folded")
     if errors:
         raise ValueError(
             "this call needs more than the call given to compact:\n"
             + "\n".join(errors)
             + "\nfix: compact with this call (its method, mode and outputs)"
         )
-
-
-def _available(self: "Compact", path: str, region: Masks, kept: Masks) -> bool:
-    if inside(region, kept):
-        return True
-    if path not in self.folded:
-        return False
-    axes = self.folded[path].axes
-    stash = [np.isin(np.arange(m.size), a) for m, a in zip(region, axes, strict=True)]
-    return inside(region, stash)
-
-
-def _dense(self: "Compact", path: str, small: Any, region: Masks | None) -> Any:
-    """A parameter at full size, right on the slices that constants are made of."""
-    if region is None:
-        return None
-    leaf = self.plan.leaves[path]
-    if path in self.folded:
-        if isinstance(self.folded[path].values, jax.ShapeDtypeStruct):
-            raise ValueError(
-                f"{path}: removed slices of it make constant channels, but compact got "
-                'shapes. Fix: give it arrays, or constants="keep"'
-            )
-        return overlay(leaf, self.folded[path], small, region)
-    return leaf.expand(small)
-
-
-def overlay(
-    leaf: LeafPlan, folded: Folded, small: Any, region: Masks | None = None
-) -> Any:
-    places = np.ix_(*folded.axes)
-    stash = np.zeros(leaf.shape, folded.values.dtype)
-    stash[places] = folded.values
-    kept = [leaf.indices(a) for a in range(len(leaf.shape))]
-    wanted = [k[m[k]] for k, m in zip(kept, region, strict=True)] if region else kept
-    if not all(k.size for k in wanted):
-        return stash
-    inverse = [np.searchsorted(k, w) for k, w in zip(kept, wanted, strict=True)]
-    return jnp.asarray(stash).at[np.ix_(*wanted)].set(small[np.ix_(*inverse)])

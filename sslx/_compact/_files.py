@@ -14,7 +14,6 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from sslx._calls import Call, take_apart
-from sslx._compact._analysis import Folded
 from sslx._compact._compact import Compact
 from sslx._compact._plan import Plan
 from sslx._compact._tracing import Tracer
@@ -22,7 +21,7 @@ from sslx._groups import flatten, unflatten
 from sslx.graph import Held, KeptZeros
 from sslx.lowering import Tuned
 
-_FORMAT = 2
+_FORMAT = 3
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -42,13 +41,12 @@ def save(path: str | pathlib.Path, small: Compact) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     leaves, _ = flatten(small.variables)
     arrays = {f"variables:{p}": _plain_array(x) for p, x in leaves.items() if x.size}
-    arrays |= {f"folded:{p}": f.values for p, f in small.folded.items()}
     data = {
         "format": _FORMAT,
         "fold": small.fold,
         "plan": small.plan.to_json(),
         "dtypes": {p: _dtype_name(x) for p, x in leaves.items()},
-        "folded": {p: f.axes for p, f in small.folded.items()},
+        "folded": dict(small.folded),
         "held_back": [[h.primitive, h.source, h.paths] for h in small.held_back],
         "kept_zeros": [dataclasses.astuple(k) for k in small.kept_zeros],
         "example": _example_to_json(small.example),
@@ -93,16 +91,12 @@ def load(
         p: _typed_array(arrays.get(f"variables:{p}"), plan.leaves[p].small_shape, dtype)
         for p, dtype in data["dtypes"].items()
     }
-    folded = {
-        p: Folded(tuple(map(tuple, axes)), np.asarray(arrays[f"folded:{p}"]))
-        for p, axes in data["folded"].items()
-    }
     variables = _nested(leaves) if like is None else _fitted(path, plan, leaves, like)
     held = tuple(Held(a, b, tuple(c)) for a, b, c in data["held_back"])
     example = _example_from_json(data["example"])
     kept = tuple(KeptZeros(*row) for row in data["kept_zeros"])
     small = Compact(
-        Tracer(fn), variables, plan, folded, held, kept, example, data["fold"]
+        Tracer(fn), variables, plan, data["folded"], held, kept, example, data["fold"]
     )
     if data["tuned"] is None:
         return small
@@ -146,14 +140,10 @@ def _targets(data: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
         dtype = np.dtype(name)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=device)
 
-    targets = {
+    return {
         f"variables:{p}": struct(leaf.small_shape, p)
         for p, leaf in plan.leaves.items()
         if 0 not in leaf.small_shape
-    }
-    return targets | {
-        f"folded:{p}": struct(tuple(map(len, axes)), p)
-        for p, axes in data["folded"].items()
     }
 
 

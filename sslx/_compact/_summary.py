@@ -1,6 +1,5 @@
 """What a compaction did, layer by layer."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -54,11 +53,6 @@ def costs(small: Any) -> tuple[measure.Cost, measure.Cost]:
     narrow = jax.tree_util.tree_unflatten(
         treedef, [jax.ShapeDtypeStruct(np.shape(x), x.dtype) for x in leaves.values()]
     )
-    folded = {
-        p: dataclasses.replace(f, values=np.zeros(f.values.shape, f.values.dtype))
-        for p, f in small.folded.items()
-    }
-    small = dataclasses.replace(small, folded=folded)
     before = measure.cost(small.fn, full, *args, **kwargs)
     return before, measure.cost(small.apply, narrow, *args, **kwargs)
 
@@ -108,11 +102,10 @@ def _total(before: measure.Cost, after: measure.Cost) -> tuple[str, ...]:
 def _remarks(small: Any) -> list[str]:
     lines = [f"held back: {held}" for held in small.held_back]
     lines += [f"kept: {kept}" for kept in small.kept_zeros]
-    size = sum(f.values.size * f.values.dtype.itemsize for f in small.folded.values())
-    if size:
+    if small.folded:
         lines.append(
-            f"constants: {size:,} bytes of removed slices are kept to fold constant "
-            f"channels from ({', '.join(sorted(small.folded))})"
+            f"constants: {sum(small.folded.values()):,} entries stay only because "
+            f"constant channels are made of them ({', '.join(sorted(small.folded))})"
         )
     return lines
 

@@ -2,10 +2,13 @@
 
 from sslx.graph import _linear as _linear
 from sslx.graph import _rules as _rules
+from sslx.graph._carriers import Part as Part
 from sslx.graph._constants import require as require_constants
 from sslx.graph._liveness import Facts as Facts
 from sslx.graph._liveness import Liveness as Liveness
 from sslx.graph._liveness import full as full
+from sslx.graph._masks import either as either
+from sslx.graph._masks import within as within
 from sslx.graph._program import Program as Program
 from sslx.graph._program import Value as Value
 from sslx.graph._program import build as build

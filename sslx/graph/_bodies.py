@@ -110,6 +110,11 @@ def per_step(masks: Masks) -> Masks:
     return masks[1:] or [np.array([masks[0].all()])]
 
 
+def any_step(masks: Masks) -> Masks:
+    """What is needed of a stacked value, as needed of one of its slices."""
+    return masks[1:] if len(masks) > 1 else [np.array([masks[0].any()])]
+
+
 def stacked(masks: Masks, outer: Value) -> Masks:
     """Slices of one step as slices of the stacked value, every step taken."""
     steps = np.ones(outer.shape[0], bool)
@@ -179,8 +184,8 @@ class Scan(Rewired):
         With `carry`, slices of the carry that are needed besides.
         """
         program = self.inside.program
-        wanted = [m if k < self.carries else per_step(m) for k, m in enumerate(alive)]
-        wanted = [_whole_or_nothing(m) for m in wanted]
+        wanted = [_whole_or_nothing(m) for m in alive]
+        wanted = [m if k < self.carries else any_step(m) for k, m in enumerate(wanted)]
         for k, more in enumerate(carry or ()):
             self._extend(wanted, k, more)
         while True:
@@ -215,7 +220,7 @@ class Scan(Rewired):
     def force(self, output: int, masks: Masks) -> list[tuple[int, Masks]]:
         """Force inside, the carry before and after a step alike."""
         inside = self.inside
-        inner = masks if output < self.carries else per_step(masks)
+        inner = masks if output < self.carries else any_step(masks)
         inside.force(inside.program.outputs[output], inner)
         if output < self.carries:
             inside.force(inside.program.inputs[self.consts + output], masks)

@@ -1,13 +1,16 @@
 """The values of constant slices, each array of size one where they do not vary.
 
-Zero slices are known beforehand, so that a removed filter costs nothing, whatever
-computes it. NumPy does what it can (see `sslx.graph._host`), JAX the rest.
+They are computed from the variables in every call, so that they follow training: a
+bias and the channels that read it cost some multiply-adds per weight, once for all
+images and places. Zero slices are known beforehand, so that a removed filter costs
+nothing, whatever computes it. Of arrays whose values are known, NumPy does what it can
+(see `sslx.graph._host`), JAX the rest.
 """
 
 import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,23 +18,53 @@ import numpy as np
 from sslx import _jax_compat
 from sslx.graph import _host
 from sslx.graph._liveness import Liveness
-from sslx.graph._masks import within
+from sslx.graph._masks import Masks, every, within
 from sslx.graph._program import Equation, Value
 from sslx.graph._relation import Relation
 from sslx.graph._rules import reshape_groups
 
 
+class Part(NamedTuple):
+    """Some slices of a variable; the others count as zero."""
+
+    array: Any
+    masks: Masks
+
+    def full(self) -> Any:
+        """At full size, zeros included."""
+        array = self.array
+        if all(map(every, self.masks)):
+            return array
+        if _host.on_host([array]):
+            wide = np.zeros([m.size for m in self.masks], array.dtype)
+            wide[np.ix_(*map(np.flatnonzero, self.masks))] = array
+            return wide
+        for axis, mask in enumerate(self.masks):
+            if not every(mask):
+                source = np.where(mask, np.cumsum(mask) - 1, array.shape[axis])
+                array = jnp.take(array, source, axis, mode="fill", fill_value=0)
+        return array
+
+
 class Carrier:
     """Values of the constant slices of a program; other slices hold anything.
 
-    An input is an array, a function that returns one when it is first needed, or None
-    if nothing of it is constant.
+    An input is an array, a part of one, a function that returns one when it is first
+    needed, or None if nothing of it is constant.
     """
 
     def __init__(self, liveness: Liveness, inputs: Sequence[Any | None]):
         self._live = liveness
         self._values: dict[Value, Any] = {}
         self._pending = dict(zip(liveness.program.inputs, inputs, strict=True))
+
+    def part(self, value: Value, region: Masks) -> Any:
+        """Slices of the carrier of a value, size one kept where it has that."""
+        given = self._pending.get(value)
+        if isinstance(given, Part) and within(region, given.masks):
+            rows = zip(given.masks, region, strict=True)
+            return _taken(given.array, [(np.cumsum(m) - 1)[r] for m, r in rows])
+        return _taken(self.of(value), map(np.flatnonzero, region))
 
     def of(self, value: Value) -> Any:
         """The carrier of a value, computed on demand."""
@@ -47,6 +80,7 @@ class Carrier:
             elif top in self._pending:
                 given = self._pending.pop(top)
                 made = given() if callable(given) else given
+                made = made.full() if isinstance(made, Part) else made
                 self._values[top] = _thin_zeros(top) if made is None else made
             else:
                 eqn = self._live.producer[top]
@@ -79,6 +113,16 @@ class Carrier:
         return [carrier.of(v) for v in inside.program.outputs]
 
 
+def _taken(array: Any, places: Iterable[np.ndarray]) -> Any:
+    take = np.take if _host.on_host([array]) else jnp.take
+    with now([array]):
+        for axis, indices in enumerate(places):
+            size = array.shape[axis]
+            if size > 1 and (indices.size != size):
+                array = take(array, indices, axis)
+    return array
+
+
 def _thin_zeros(value: Value) -> np.ndarray:
     known = isinstance(value.dtype, np.dtype)
     return np.zeros((1,) * len(value.shape), value.dtype if known else np.uint32)
@@ -97,20 +141,45 @@ def evaluate(eqn: Equation, rel: Relation, operands: list[Any]) -> list[Any]:
         return [_reshape(eqn, operands[0])]
     if eqn.name == "broadcast_in_dim":
         return [_broadcast(eqn, operands[0])]
-    host = _host.on_host(operands)
-    if eqn.name == "conv_general_dilated" and host:
-        kernel = np.broadcast_to(operands[1], eqn.inputs[1].shape)
-        channels = eqn.params["dimension_numbers"].lhs_spec[1]
-        image = _widened(operands[0], {channels: eqn.inputs[0].shape[channels]})
-        made = _host.convolve_uniform(eqn, image, kernel)
+    shapes = [v.shape for v in eqn.inputs]
+    if eqn.name == "conv_general_dilated":
+        made = _convolved(eqn, operands, shapes)
         if made is not None:
             return [made]
-    operands = _lined_up(eqn, rel, operands)
-    made = _host.bind(eqn, operands) if host and operands else None
+    return _bound(eqn, _lined_up(eqn, rel, operands, shapes))
+
+
+def product(eqn: Equation, rel: Relation, operands: list[Any], sizes: Any) -> Any:
+    """A product of carriers over some terms and results only.
+
+    Args:
+      eqn: the product, without groups.
+      rel: its relation.
+      operands: arrays, of size one where they do not vary.
+      sizes: the shapes of the operands, where they are not of size one.
+    """
+    if eqn.name == "conv_general_dilated":
+        made = _convolved(eqn, operands, sizes)
+        if made is not None:
+            return made
+    return _bound(eqn, _lined_up(eqn, rel, operands, sizes))[0]
+
+
+def _bound(eqn: Equation, operands: list[Any]) -> list[Any]:
+    made = _host.bind(eqn, operands) if operands and _host.on_host(operands) else None
     if made is not None:
         return [made]
     with now(operands):
         return eqn.bind([jnp.asarray(x) for x in operands])
+
+
+def _convolved(eqn: Equation, operands: list[Any], shapes: Any) -> Any | None:
+    """A convolution of what does not vary in space."""
+    channels = eqn.params["dimension_numbers"].lhs_spec[1]
+    image = _widened(operands[0], {channels: shapes[0][channels]})
+    kernel = _widened(operands[1], dict(enumerate(shapes[1])))
+    with now(operands):
+        return _host.convolve_uniform(eqn, image, kernel)
 
 
 def _widened(array: Any, sizes: Mapping[int, int]) -> Any:
@@ -124,20 +193,22 @@ def _widened(array: Any, sizes: Mapping[int, int]) -> Any:
         return jnp.broadcast_to(array, shape)
 
 
-def _lined_up(eqn: Equation, rel: Relation, operands: list[Any]) -> list[Any]:
+def _lined_up(
+    eqn: Equation, rel: Relation, operands: list[Any], shapes: Sequence[Any]
+) -> list[Any]:
     """Operands at full size, except on axes that merely run along."""
     if _elementwise(eqn):
-        shapes = [np.shape(x) for x in operands if np.ndim(x)]
-        sizes = dict(enumerate(np.broadcast_shapes(*shapes) if shapes else ()))
+        there = [np.shape(x) for x in operands if np.ndim(x)]
+        sizes = dict(enumerate(np.broadcast_shapes(*there) if there else ()))
         return [_widened(x, sizes) if np.ndim(x) else x for x in operands]
     thin = [_thin_axes(eqn, rel, k) for k in range(len(operands))]
     if eqn.name == "concatenate":
         agreed = {a for a in thin[0] if all(np.shape(x)[a] == 1 for x in operands)}
         thin = [agreed] * len(operands)
-    rows = zip(eqn.inputs, operands, thin, strict=True)
+    rows = zip(shapes, operands, thin, strict=True)
     return [
-        _widened(x, {a: n for a, n in enumerate(v.shape) if a not in kept})
-        for v, x, kept in rows
+        _widened(x, {a: n for a, n in enumerate(shape) if a not in kept})
+        for shape, x, kept in rows
     ]
 
 

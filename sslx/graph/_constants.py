@@ -28,10 +28,16 @@ def filled(liveness: Liveness, value: Value, target: Masks) -> Masks | None:
 
 
 class FoldedTerms(NamedTuple):
-    """Constant terms of a product that are left out of it and added as one constant."""
+    """Constant terms of a product that are left out of it and added as one constant.
 
-    operand: int
-    axis: int
+    Attributes:
+      member: the operand whose slices are constant, and the axis summed over.
+      mask: which of them.
+      partner: the other operand, and its axis.
+      partner_mask: the slices that the constant ones meet.
+    """
+
+    member: Summed
     mask: np.ndarray
     partner: Summed
     partner_mask: np.ndarray
@@ -49,14 +55,27 @@ def folded(liveness: Liveness, equation: Equation) -> list[FoldedTerms]:
             if not some(left):
                 continue
             left = left > liveness.targets(equation)[here.operand][here.axis]
+            left = left & _reaches(liveness, equation, here)
             (other,) = [m for m in members if m.operand != here.operand]
             partner = liveness.of(equation.inputs[other.operand])
             mine, theirs = label_of(equation, here), label_of(equation, other)
             left = left & np.isin(mine, theirs[~partner.zero[other.axis]])
             if some(left):
                 hit = np.isin(theirs, mine[left])
-                rows.append(FoldedTerms(here.operand, here.axis, left, other, hit))
+                rows.append(FoldedTerms(here, left, other, hit))
     return rows
+
+
+def _reaches(liveness: Liveness, equation: Equation, member: Summed) -> np.ndarray:
+    """Which slices are added to anything computed: in a grouped product a part's."""
+    rel = liveness.relations[equation]
+    size = equation.inputs[member.operand].shape[member.axis]
+    reach = np.ones(size, bool)
+    for link in rel.between(member.operand, 0):
+        if link.in_axis == member.axis:
+            alive = liveness.alive(equation.outputs[0])[link.out_axis]
+            reach = reach & link.to_operand_any(alive, size)
+    return reach
 
 
 def require(liveness: Liveness, outputs: Sequence[Masks]) -> None:
@@ -123,9 +142,9 @@ def _seed(liveness: Liveness, eqn: Equation) -> None:
         for piece in (p for step in steps for p in step.operands if p.axis is None):
             _seed_filled(liveness, piece.value, list(piece.region))
     for row in folded(liveness, eqn):
-        operand, partner = eqn.inputs[row.operand], eqn.inputs[row.partner.operand]
+        operand, partner = (eqn.inputs[m.operand] for m in (row.member, row.partner))
         wide = full(operand, True)
-        add(need, operand, _replaced(wide, row.axis, row.mask))
+        add(need, operand, _replaced(wide, row.member.axis, row.mask))
         target = targets[row.partner.operand]
         add(need, partner, _replaced(target, row.partner.axis, row.partner_mask))
 

@@ -96,7 +96,7 @@ def _wide(array: Any) -> Any:
     return array.astype(np.float32) if array.dtype.itemsize < 4 else array
 
 
-def convolve_uniform(eqn: Any, image: Any, kernel: Any) -> np.ndarray | None:
+def convolve_uniform(eqn: Any, image: Any, kernel: Any) -> Any | None:
     r"""A convolution of an image that does not vary in space.
 
     $$y_{b,o,p} = \sum_t \Big(\prod_a v^a_{p_a,t_a}\Big) \sum_i x_{b,i} w_{o,i,t}$$
@@ -119,15 +119,16 @@ def convolve_uniform(eqn: Any, image: Any, kernel: Any) -> np.ndarray | None:
         _is_floating(x.dtype) for x in (image, kernel)
     ):
         return None
-    rows = np.transpose(_wide(image), numbers.lhs_spec)
+    xp: Any = np if on_host((image, kernel)) else jnp
+    rows = xp.transpose(_wide(image), numbers.lhs_spec)
     rows = rows.reshape(rows.shape[0], parts, -1)
-    taps = np.transpose(_wide(kernel), numbers.rhs_spec)
+    taps = xp.transpose(_wide(kernel), numbers.rhs_spec)
     taps = taps.reshape(parts, -1, *taps.shape[1:])
-    out = np.einsum("bgi,goi...->bgo...", rows, taps, optimize=True)
+    out = xp.einsum("bgi,goi...->bgo...", rows, taps, optimize=True)
     out = out.reshape(len(rows), -1, *taps.shape[3:])
     for a in range(len(spatial)):
-        out = np.tensordot(out, _reads_pixel(eqn, a).astype(out.dtype), ([2], [1]))
-    out = np.transpose(out, np.argsort(numbers.out_spec))
+        out = xp.tensordot(out, _reads_pixel(eqn, a).astype(out.dtype), ([2], [1]))
+    out = xp.transpose(out, np.argsort(numbers.out_spec))
     return out.astype(eqn.outputs[0].dtype)
 
 

@@ -26,7 +26,7 @@ from sslx.graph._masks import (
     without,
 )
 from sslx.graph._program import Equation, Program, Value
-from sslx.graph._relation import Relation, Summed, relation
+from sslx.graph._relation import Link, Relation, Summed, relation
 
 _LITERAL_LIMIT = 1 << 20
 
@@ -222,10 +222,10 @@ class Liveness:
 
     def _read_copies(self, equation: Equation) -> None:
         """Require what stands behind the equal terms of a sum."""
-        for same, _, steps in self.copies.chains(equation):
+        for equal, _, steps in self.copies.chains(equation):
             for piece, _, operands in steps:
                 region = [
-                    same if a == piece.axis else m for a, m in enumerate(piece.region)
+                    equal if a == piece.axis else m for a, m in enumerate(piece.region)
                 ]
                 add(self.copied, piece.value, region)
                 for operand in operands:
@@ -415,9 +415,11 @@ def _forward(eqn: Equation, rel: Relation, ins: list[Facts]) -> list[Facts]:
             zero = full(value, True)
         zero = _normal(zero)
         if rel.constant and not static and ins:
-            moving = [(k, f) for k, f in enumerate(ins) if not f.static]
-            parts = [_carried(eqn, rel, f.constant, k, o) for k, f in moving]
+            moving = [k for k, f in enumerate(ins) if not f.static]
+            parts = [_carried(eqn, rel, ins[k].constant, k, o) for k in moving]
             constant = functools.reduce(both, parts)
+            if rel.covers:
+                constant = both(constant, _covered(rel, moving, value, o))
         constant = zero if within(constant, zero) else _normal(either(constant, zero))
         outs.append(Facts(zero, constant, static, weight))
     return outs
@@ -437,6 +439,27 @@ def _carried(
         mask = link.to_output_all(masks[link.in_axis], size)
         carried[axis] = carried[axis] | mask if axis in carried else mask
     return [carried.get(a, m) for a, m in enumerate(full(value, False))]
+
+
+def _covered(rel: Relation, operands: Sequence[int], value: Value, o: int) -> Masks:
+    """Output slices that hold anything of some operands, piece by piece.
+
+    The other pieces are no removed channels: a class token beside rows of data costs
+    less as a row among the others than as a constant.
+    """
+    covered = uniform(value.shape, True)
+    pieces: dict[int, Mask] = {}
+    for link in (x for k in operands for x in rel.between(k, o)):
+        axis = link.out_axis
+        if link.in_label is not None or link.out_label is not None:
+            there = np.ones(_sources(link, value), bool)
+            mask = link.to_output_any(there, value.shape[axis])
+            pieces[axis] = pieces[axis] | mask if axis in pieces else mask
+    return [pieces.get(a, m) for a, m in enumerate(covered)]
+
+
+def _sources(link: Link, value: Value) -> int:
+    return value.shape[link.out_axis] if link.in_label is None else link.in_label.size
 
 
 def _empty(eqn: Equation, members: Sequence[Summed], ins: list[Facts]) -> bool:

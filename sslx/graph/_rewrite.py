@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sslx.graph._bodies import Call, Choice, Scan, While, stacked
-from sslx.graph._carriers import Carrier, evaluate, flatten_uniform, now
+from sslx.graph._carriers import Carrier, evaluate, flatten_uniform, now, product
 from sslx.graph._constants import FoldedTerms, filled, folded
 from sslx.graph._copies import Piece, Step
 from sslx.graph._derivatives import Reduced
@@ -147,12 +147,26 @@ class Rewriter:
 
     def _folded(self, eqn: Equation, row: FoldedTerms, made: Masks) -> Any:
         """The constant terms of a product, over the output slices that are made."""
-        arrays = [self.carrier.of(v) for v in eqn.inputs]
-        shape = [1] * len(eqn.inputs[row.operand].shape)
-        shape[row.axis] = -1
-        with now(arrays):
-            arrays[row.operand] = _masked(row.mask.reshape(shape), arrays[row.operand])
-            (result,) = evaluate(eqn, self.live.relations[eqn], arrays)
+        rel = self.live.relations[eqn]
+        regions = [full(v, True) for v in eqn.inputs]
+        plain = row.member.label is None
+        for link in rel.links if plain else ():
+            regions[link.operand][link.in_axis] = made[link.out_axis]
+        regions[row.member.operand][row.member.axis] = row.mask
+        regions[row.partner.operand][row.partner.axis] = row.partner_mask
+        if plain:
+            rows = zip(eqn.inputs, regions, strict=True)
+            arrays = [self.carrier.part(v, region) for v, region in rows]
+            result = product(eqn, rel, arrays, [sizes_of(r) for r in regions])
+        else:
+            arrays = [self.carrier.of(v) for v in eqn.inputs]
+            shape = [1] * len(eqn.inputs[row.member.operand].shape)
+            shape[row.member.axis] = -1
+            with now(arrays):
+                wide = arrays[row.member.operand]
+                arrays[row.member.operand] = _masked(row.mask.reshape(shape), wide)
+            (result,) = evaluate(eqn, rel, arrays)
+        with now([result]):
             for axis, mask in enumerate(made):
                 if result.shape[axis] == mask.size > 1:
                     result = take(result, np.flatnonzero(mask), axis)
