@@ -64,9 +64,8 @@ class Tracer:
 
     def _flat(self, treedef: Any, call: Call) -> Any:
         def flat(leaves: list[Any], arrays: list[Any]) -> PyTree:
-            args, kwargs = call.rebuild(arrays)
             variables = jax.tree_util.tree_unflatten(treedef, leaves)
-            return self.fn(variables, *args, **kwargs)
+            return call.run(self.fn, arrays, variables)
 
         return jax.jit(flat)
 
