@@ -32,12 +32,23 @@ def checked(plan: Plan, variables: PyTree) -> dict[str, Any]:
         f"  {path}: not in the plan" for path in leaves if path not in plan.leaves
     ]
     if errors:
+        whole = [p for p, x in plan.leaves.items() if _is_whole(x, leaves.get(p))]
+        hint = (
+            f"; if a call returned {whole[0]}, name it as state: "
+            f"compact(..., state=[{whole[0]!r}])"
+        )
         raise ValueError(
             "the variables do not fit the plan:\n"
             + "\n".join(errors)
             + "\nfix: pass Compact.variables, or apply_plan(plan, full variables)"
+            + (hint if whole else "")
         )
     return {path: as_jax(leaves[path]) for path in plan.leaves}
+
+
+def _is_whole(entry: LeafPlan, leaf: Any) -> bool:
+    """Whether a leaf has the shape from before compaction, and should not."""
+    return np.shape(leaf) == entry.shape != entry.small_shape
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

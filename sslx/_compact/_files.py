@@ -46,6 +46,7 @@ def save(path: str | pathlib.Path, small: Compact) -> None:
     data = {
         "format": _FORMAT,
         "fold": small.fold,
+        "state": small.state,
         "plan": small.plan.to_json(),
         "dtypes": {p: _dtype_name(x) for p, x in leaves.items()},
         "folded": {p: f.axes for p, f in small.folded.items()},
@@ -102,7 +103,14 @@ def load(
     example = _example_from_json(data["example"])
     kept = tuple(KeptZeros(*row) for row in data["kept_zeros"])
     small = Compact(
-        Tracer(fn), variables, plan, folded, held, kept, example, data["fold"]
+        Tracer(fn, data["state"]),
+        variables,
+        plan,
+        folded,
+        held,
+        kept,
+        example,
+        data["fold"],
     )
     if data["tuned"] is None:
         return small
