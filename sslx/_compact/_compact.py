@@ -13,7 +13,15 @@ from jaxtyping import PyTree
 from sslx._calls import Call, as_jax, struct, take_apart
 from sslx._compact import _summary
 from sslx._compact._analysis import Folded, fixed_point, planned
-from sslx._compact._evaluation import Reduction, analysed, checked, overlay, reduction
+from sslx._compact._evaluation import (
+    Fault,
+    Reduction,
+    analysed,
+    checked,
+    fault,
+    overlay,
+    reduction,
+)
 from sslx._compact._plan import Plan, expand_plan
 from sslx._compact._state import expressions
 from sslx._compact._tracing import Traced, Tracer, whole_leaf
@@ -252,16 +260,37 @@ def compact(
     zeros = given_zeros(leaves, masks) if masks is not None else zeros_of(leaves)
 
     def reduced(alignment: Alignment, widths: Widths | None) -> Compact:
-        live = Liveness(traced.program, fold=constants == "fold")
-        look = masks is None
-        found = fixed_point(live, traced, leaves, zeros, alignment, look, widths)
-        return _reduced(tracer, treedef, traced, live, leaves, found, call, strict)
+        while True:
+            live = Liveness(traced.program, fold=constants == "fold")
+            look = masks is None
+            found = fixed_point(live, traced, leaves, zeros, alignment, look, widths)
+            small = _reduced(tracer, treedef, traced, live, leaves, found, call, strict)
+            error = fault(small, traced, call)
+            if error is None:
+                return small
+            _keep_whole(tracer, traced, error)
 
     if lowering == "measure":
         ways = [reduced(*way) for way in _ways(alignment, round_to)]
         return _fastest(ways, args, kwargs)
     small = reduced(alignment, _widths(round_to))
     return small.lowered(*args, lowering=lowering, **kwargs)
+
+
+def _keep_whole(tracer: Tracer, traced: Traced, error: Fault) -> None:
+    """Take an equation that could not be reduced as it is; or all, if none is known.
+
+    Raises:
+      RuntimeError: all are.
+    """
+    equations = traced.program.equations
+    if error.equation is not None and not error.equation.opaque:
+        equations = [error.equation]
+    if all(eqn.opaque for eqn in equations):
+        raise RuntimeError(f"the function cannot be evaluated again: {error.reason}")
+    tracer.hide(
+        traced.program, {(eqn.name, eqn.source): error.reason for eqn in equations}
+    )
 
 
 def _reduced(

@@ -2,19 +2,28 @@
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from sslx._calls import Call, as_jax
+from sslx._calls import Call, as_jax, struct
 from sslx._compact._analysis import Folded, inside, pairs
 from sslx._compact._plan import LeafPlan, Plan
 from sslx._compact._tracing import Traced
 from sslx._groups import flatten
-from sslx.graph import Facts, Liveness, Masks, Rewriter, full, require_constants
+from sslx.graph import (
+    Equation,
+    Facts,
+    Liveness,
+    Masks,
+    Rewriter,
+    full,
+    require_constants,
+    sizes_of,
+)
 
 if TYPE_CHECKING:
     from sslx._compact._compact import Compact
@@ -69,6 +78,14 @@ class Reduction:
 
     def run(self, compact: "Compact", leaves: list[Any], call: Call) -> PyTree:
         """What the function returns, computed on the alive slices."""
+        rewriter, inputs = self.prepared(compact, leaves, call)
+        outs = rewriter.run(inputs, self.wanted)
+        return jax.tree_util.tree_unflatten(self.traced.treedef, outs)
+
+    def prepared(
+        self, compact: "Compact", leaves: list[Any], call: Call
+    ) -> tuple[Rewriter, list[tuple[Any, Masks]]]:
+        """What runs the program, and the inputs to run it on."""
         program = self.traced.program
         carriers = [
             functools.partial(
@@ -83,9 +100,41 @@ class Reduction:
             *zip(leaves, self.kept, strict=True),
             *((x, full(v, True)) for x, v in zip(call.arrays, rest, strict=True)),
         ]
-        rewriter = Rewriter(self.live, [*carriers, *(None for _ in rest)])
-        outs = rewriter.run(inputs, self.wanted)
-        return jax.tree_util.tree_unflatten(self.traced.treedef, outs)
+        return Rewriter(self.live, [*carriers, *(None for _ in rest)]), inputs
+
+
+class Fault(NamedTuple):
+    """Where and why a program cannot be computed on its alive slices alone."""
+
+    equation: Equation | None
+    reason: str
+
+
+def fault(small: "Compact", traced: Traced, call: Call) -> Fault | None:
+    """Evaluate a reduction on shapes alone; None if it gives the dense shapes."""
+    structs = [struct(x) for x in flatten(small.variables)[0].values()]
+    last: list[Rewriter] = []
+
+    def run(leaves: list[Any], arrays: list[Any]) -> list[Any]:
+        given = call._replace(arrays=tuple(arrays))
+        rewriter, inputs = small.reductions[traced].prepared(small, leaves, given)
+        last.append(rewriter)
+        return rewriter.run(inputs, small.reductions[traced].wanted)
+
+    try:
+        if traced not in small.reductions:
+            small.reductions[traced] = reduction(small, traced)
+        outs = jax.eval_shape(run, structs, [struct(x) for x in call.arrays])
+    except Exception as error:
+        where = last[0].at if last else None
+        return Fault(where, f"{type(error).__name__}: {error}".split("\n")[0])
+    live, wanted = small.reductions[traced].live, small.reductions[traced].wanted
+    for value, masks, out in zip(traced.program.outputs, wanted, outs, strict=True):
+        shape = sizes_of(masks) if value.shape else ()
+        if (out.shape, out.dtype) != (shape, value.dtype):
+            reason = f"gives {out.dtype}{out.shape}, expected {value.dtype}{shape}"
+            return Fault(live.producer.get(value), reason)
+    return None
 
 
 def analysed(traced: Traced, live: Liveness, plan: Plan) -> Reduction | None:

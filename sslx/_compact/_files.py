@@ -50,7 +50,9 @@ def save(path: str | pathlib.Path, small: Compact) -> None:
         "plan": small.plan.to_json(),
         "dtypes": {p: _dtype_name(x) for p, x in leaves.items()},
         "folded": {p: f.axes for p, f in small.folded.items()},
-        "held_back": [[h.primitive, h.source, h.paths] for h in small.held_back],
+        "held_back": [
+            [h.primitive, h.source, h.paths, h.reason] for h in small.held_back
+        ],
         "kept_zeros": [dataclasses.astuple(k) for k in small.kept_zeros],
         "example": _example_to_json(small.example),
         "tuned": small.tuned and small.tuned.to_json(),
@@ -99,11 +101,12 @@ def load(
         for p, axes in data["folded"].items()
     }
     variables = _nested(leaves) if like is None else _fitted(path, plan, leaves, like)
-    held = tuple(Held(a, b, tuple(c)) for a, b, c in data["held_back"])
+    held = tuple(Held(a, b, tuple(c), d) for a, b, c, d in data["held_back"])
+    reasons = {(h.primitive, h.source): h.reason for h in held if h.reason}
     example = _example_from_json(data["example"])
     kept = tuple(KeptZeros(*row) for row in data["kept_zeros"])
     small = Compact(
-        Tracer(fn, data["state"]),
+        Tracer(fn, data["state"], reasons),
         variables,
         plan,
         folded,

@@ -1,7 +1,7 @@
 """A function with its variables and a call, as a program."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,14 +32,20 @@ class Traced:
 class Tracer:
     """Traces calls of one function of `(variables, ...)`, none of them twice.
 
-    `state` are regular expressions for the paths of variables that calls return anew.
+    `state` are regular expressions for the paths of variables that calls return anew;
+    `opaque` says of equations, by primitive and source, why they are not reduced.
 
     JAX keeps the jaxprs, by shapes and by settings of its own; of every setting of a
     call the newest program is kept beside.
     """
 
-    def __init__(self, fn: Callable[..., Any], state: Sequence[str] = ()):
-        self.fn, self.state = fn, tuple(state)
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        state: Sequence[str] = (),
+        opaque: Mapping[tuple[str, str], str] | None = None,
+    ):
+        self.fn, self.state, self.opaque = fn, tuple(state), dict(opaque or {})
         self._jitted: dict[Any, Any] = {}
         self._newest: dict[Any, tuple[Any, Traced]] = {}
 
@@ -78,6 +84,7 @@ class Tracer:
 
     def _traced(self, staged: Any, plan: Plan, call: Call) -> Traced:
         program = build(staged.jaxpr)
+        self.hide(program, {})
         paths, treedef = jax.tree_util.tree_flatten_with_path(staged.out_info)
         names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in paths]
         _, kwargs = call.rebuild(call.arrays)
@@ -89,6 +96,12 @@ class Tracer:
             )
         )
         return Traced(program, treedef, state)
+
+    def hide(self, program: Program, reasons: Mapping[tuple[str, str], str]) -> None:
+        """Reduce some equations no more, here and in what is traced from now on."""
+        self.opaque.update(reasons)
+        for eqn in program.equations:
+            eqn.opaque = self.opaque.get((eqn.name, eqn.source), eqn.opaque)
 
 
 def _structs(call: Call) -> list[jax.ShapeDtypeStruct]:

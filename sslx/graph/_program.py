@@ -62,7 +62,7 @@ class Equation:
       bodies: the programs nested in it.
       acts: it, or an equation of its bodies, does something besides its results
         (prints, calls back, checks): it runs whether or not anything reads them.
-      opaque: it is taken as a primitive without a rule.
+      opaque: why it is taken as a primitive without a rule; empty if it is not.
     """
 
     primitive: Any
@@ -73,7 +73,7 @@ class Equation:
     scope: str
     bodies: "tuple[Program, ...]" = ()
     acts: bool = False
-    opaque: bool = False
+    opaque: str = ""
 
     @property
     def name(self) -> str:
@@ -165,7 +165,7 @@ def _inline(
                     scope,
                     bodies,
                     acts,
-                    opaque=acts and name in _CUSTOM,
+                    "it has effects" if acts and name in _CUSTOM else "",
                 )
             )
         env.update(zip(eqn.outvars, results, strict=True))

@@ -53,12 +53,14 @@ class Rewriter:
 
     Every value is held as an array over some indices of each axis (`held`), which
     include its alive ones; the rest is zero, constant (see `Carrier`), or unneeded.
+    `at` is the equation that is, or was last, computed.
     """
 
     def __init__(self, liveness: Liveness, carriers: Sequence[Any | None]):
         self.live = liveness
         self.carrier = Carrier(liveness, list(carriers))
         self.held: dict[Value, tuple[Any, Masks]] = {}
+        self.at: Equation | None = None
 
     def run(
         self,
@@ -76,8 +78,8 @@ class Rewriter:
         running = filter(self.live.runs, self.live.program.equations)
         for scope, equations in itertools.groupby(running, lambda eqn: eqn.scope):
             with _jax_compat.in_scope(scope):
-                for eqn in equations:
-                    self._equation(eqn)
+                for self.at in equations:
+                    self._equation(self.at)
         rows = enumerate(zip(self.live.program.outputs, outputs, strict=True))
         return [
             self.deliver(value, masks) if only is None or k in only else None
