@@ -64,13 +64,12 @@ def fixed_point(
     ]
     for _ in range(_ROUNDS + 2 * size(traced.program)):
         _analyse(live, traced.program, zeros)
-        if live.narrow():
-            continue
+        unread = live.narrow()
         fresh = {
             path: _restricted(live, value, leaf, zeros[path]) if look else zeros[path]
             for (path, leaf), value in zip(leaves.items(), params, strict=True)
         }
-        if any(not _same(fresh[p], zeros[p]) for p in zeros):
+        if unread or any(not _same(fresh[p], zeros[p]) for p in zeros):
             zeros = fresh
         elif settle(live, alignment, outputs) or (widths and round_up(live, widths)):
             live.widen()
