@@ -1,5 +1,10 @@
-"""The arguments of a call: arrays are traced, everything else is fixed."""
+"""The arguments of a call: arrays, and real and complex numbers, are traced.
 
+Everything else is fixed: integers are sizes and switches as a rule, and a number that
+counts may be given as an array.
+"""
+
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +31,21 @@ class Call(NamedTuple):
         leaves = [next(it) if f is _ARRAY else f for f in self.fixed]
         return jax.tree_util.tree_unflatten(self.treedef, leaves)
 
+    def run(self, fn: Callable[..., Any], arrays: Any, *before: Any) -> Any:
+        """`fn(*before, *args, **kwargs)` with other arrays in the arguments."""
+        args, kwargs = self.rebuild(arrays)
+        try:
+            return fn(*before, *args, **kwargs)
+        except (
+            jax.errors.ConcretizationTypeError,
+            jax.errors.TracerIntegerConversionError,
+        ) as error:
+            error.add_note(
+                "real and complex numbers in a call are traced, as jax.jit traces "
+                "them; fix: bind one that is a setting, functools.partial(fn, rate=0.1)"
+            )
+            raise
+
 
 class _Array:
     def __repr__(self) -> str:
@@ -37,7 +57,8 @@ _ARRAY = _Array()
 
 def is_array(leaf: Any) -> bool:
     """Whether a leaf is data rather than a setting."""
-    return isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
+    arrays = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
+    return isinstance(leaf, (*arrays, float, complex))
 
 
 def take_apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -48,7 +69,7 @@ def take_apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
 
 
 def as_jax(array: Any) -> Any:
-    """An array in the precision JAX gives it; shapes stay shapes."""
+    """An array in the precision JAX gives it, numbers weakly typed; shapes stay."""
     return array if isinstance(array, jax.ShapeDtypeStruct) else jnp.asarray(array)
 
 

@@ -1,5 +1,6 @@
 """The only file that imports `jax.extend` or unstable JAX names."""
 
+import contextlib
 from typing import Any
 
 import jax
@@ -60,6 +61,18 @@ def source_line(eqn: Any) -> str:
 def scope(eqn: Any) -> str:
     """The name stack of an equation, such as `ResNet/block1/conv1`."""
     return str(eqn.source_info.name_stack)
+
+
+def in_scope(name: str) -> contextlib.AbstractContextManager:
+    """Context whose operations stand in a name scope; the empty name adds none."""
+    return jax.named_scope(name) if name else contextlib.nullcontext()
+
+
+def acts(eqn: Any) -> bool:
+    """Whether an equation does something besides computing its results."""
+    from jax._src import core
+
+    return any(not isinstance(e, core.NamedAxisEffect) for e in eqn.effects)
 
 
 def compile_time() -> Any:

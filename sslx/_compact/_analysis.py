@@ -25,6 +25,7 @@ from sslx.graph import (
 )
 
 _ROUNDS = 100
+"""Rounds of analysis, besides two for every equation: a death takes one to pass on."""
 
 
 def fixed_point(
@@ -36,28 +37,37 @@ def fixed_point(
     look: bool,
     widths: Widths | None = None,
 ) -> dict[str, Masks]:
-    """Analyse until nothing new is found dead; returns the zeros used."""
+    """Analyse until nothing new is found dead; returns the zeros used.
+
+    After a number of rounds in proportion to the program it stops: what is dead by then
+    is dead, and the rest stays.
+    """
     params = traced.program.inputs[: len(leaves)]
     outputs = [
         (v, full(v, True))
         for v, name in zip(traced.program.outputs, traced.state, strict=True)
         if name is None
     ]
-    for _ in range(_ROUNDS):
+    for _ in range(_ROUNDS + 2 * size(traced.program)):
         _analyse(live, traced.program, zeros)
-        if live.narrow():
-            continue
+        unread = live.narrow()
         fresh = {
             path: _restricted(live, value, leaf, zeros[path]) if look else zeros[path]
             for (path, leaf), value in zip(leaves.items(), params, strict=True)
         }
-        if any(not _same(fresh[p], zeros[p]) for p in zeros):
+        if unread or any(not _same(fresh[p], zeros[p]) for p in zeros):
             zeros = fresh
         elif settle(live, alignment, outputs) or (widths and round_up(live, widths)):
             live.widen()
         else:
             return zeros
-    raise RuntimeError(f"compaction found no fixed point in {_ROUNDS} rounds")
+    _analyse(live, traced.program, zeros)
+    return zeros
+
+
+def size(program: Program) -> int:
+    """The number of equations, those of bodies included."""
+    return sum(1 + sum(map(size, eqn.bodies)) for eqn in program.equations)
 
 
 def _analyse(live: Liveness, program: Program, zeros: Mapping[str, Masks]) -> None:

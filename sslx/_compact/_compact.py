@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,8 +13,16 @@ from jaxtyping import PyTree
 from sslx._calls import Call, as_jax, struct, take_apart
 from sslx._compact import _summary
 from sslx._compact._analysis import fixed_point, planned
-from sslx._compact._evaluation import Reduction, analysed, checked, reduction
+from sslx._compact._evaluation import (
+    Fault,
+    Reduction,
+    analysed,
+    checked,
+    fault,
+    reduction,
+)
 from sslx._compact._plan import Plan, expand_plan
+from sslx._compact._state import expressions
 from sslx._compact._tracing import Traced, Tracer, whole_leaf
 from sslx._compact._zeros import given_zeros, zeros_of
 from sslx._groups import flatten, unflatten
@@ -75,14 +83,15 @@ class Compact:
         """What `fn(full variables, *args, **kwargs)` returns.
 
         The function is traced for every new shape or setting, so wrap it in
-        `jax.jit`. An output leaf whose path ends with the path of a variable of the
-        same shape is that variable's new value (such as Flax's mutable collections) and
-        comes back in the reduced shape.
+        `jax.jit`. An output leaf whose path ends with the path of a *state* variable
+        of the same shape is its new value, and comes back in the reduced shape; all
+        else comes back whole. State is what `compact` was told, and the collections
+        that the call names as Linen's `mutable`.
 
         Args:
           variables: `self.variables`, or anything of the same shapes.
           *args: as for `fn`; any batch size.
-          **kwargs: as for `fn`; leaves that are not arrays are static.
+          **kwargs: as for `fn`.
 
         Raises:
           ValueError: if the variables do not fit the plan, or if this call needs slices
@@ -103,6 +112,11 @@ class Compact:
     def fn(self) -> Callable[..., Any]:
         """The original function."""
         return self.tracer.fn
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        """The regular expressions that name state variables."""
+        return self.tracer.state
 
     @property
     def compiler_options(self) -> dict[str, str]:
@@ -169,6 +183,7 @@ def compact(
     fn: Callable[..., Any],
     variables: PyTree,
     *args: Any,
+    state: str | Sequence[str] = (),
     masks: Mapping[str, Mapping[int, Any]] | None = None,
     alignment: Alignment = "auto",
     constants: Constants = "fold",
@@ -191,7 +206,13 @@ def compact(
       fn: any JAX function of `(variables, *args, **kwargs)`.
       variables: tree of arrays; only these are reduced. Or of `jax.ShapeDtypeStruct`,
         with `masks`; then the result holds shapes, and its plan shrinks real arrays.
-      *args: an example call; shapes are enough.
+      *args: an example call; shapes are enough. Arrays, real and complex numbers are
+        traced, as by `jax.jit`; integers, booleans, strings and other objects are
+        settings, and a call with another one is traced anew.
+      state: regular expressions; variables whose path one of them is found in are
+        state, such as running statistics: where an output's path ends with theirs, it
+        is their new value and comes back in the reduced shape. The collections that
+        Linen's `mutable=` names in a call are state without being named here.
       masks: per path, per axis, a boolean vector of the slices that are zero, instead
         of looking at the values.
       alignment: where operands disagree about their alive slices, `"align"` keeps what
@@ -211,7 +232,7 @@ def compact(
         they were) and alignments, and keeps the fastest. Both leave out zero columns
         of kernels (`Compact.lowered`).
         `jax.jit(small.apply, compiler_options=small.compiler_options)` runs it.
-      **kwargs: more of the call; leaves that are not arrays are static.
+      **kwargs: more of the call.
 
     Returns:
       A `Compact`.
@@ -231,21 +252,42 @@ def compact(
     call = take_apart(args, kwargs)
     identity = Plan({p: whole_leaf(np.shape(x)) for p, x in leaves.items()})
     dtypes = [x.dtype for x in leaves.values()]
-    tracer = Tracer(fn)
+    tracer = Tracer(fn, expressions("state", state, leaves))
     traced = tracer(variables, identity, dtypes, call)
     zeros = given_zeros(leaves, masks) if masks is not None else zeros_of(leaves)
 
     def reduced(alignment: Alignment, widths: Widths | None) -> Compact:
-        live = Liveness(traced.program, fold=constants == "fold")
-        look = masks is None
-        found = fixed_point(live, traced, leaves, zeros, alignment, look, widths)
-        return _reduced(tracer, treedef, traced, live, leaves, found, call, strict)
+        while True:
+            live = Liveness(traced.program, fold=constants == "fold")
+            look = masks is None
+            found = fixed_point(live, traced, leaves, zeros, alignment, look, widths)
+            small = _reduced(tracer, treedef, traced, live, leaves, found, call, strict)
+            error = fault(small, traced, call)
+            if error is None:
+                return small
+            _keep_whole(tracer, traced, error)
 
     if lowering == "measure":
         ways = [reduced(*way) for way in _ways(alignment, round_to)]
         return _fastest(ways, args, kwargs)
     small = reduced(alignment, _widths(round_to))
     return small.lowered(*args, lowering=lowering, **kwargs)
+
+
+def _keep_whole(tracer: Tracer, traced: Traced, error: Fault) -> None:
+    """Take an equation that could not be reduced as it is; or all, if none is known.
+
+    Raises:
+      RuntimeError: all are.
+    """
+    equations = traced.program.equations
+    if error.equation is not None and not error.equation.opaque:
+        equations = [error.equation]
+    if all(eqn.opaque for eqn in equations):
+        raise RuntimeError(f"the function cannot be evaluated again: {error.reason}")
+    tracer.hide(
+        traced.program, {(eqn.name, eqn.source): error.reason for eqn in equations}
+    )
 
 
 def _reduced(

@@ -1,18 +1,19 @@
 """A call of a compact function: the traced program over its alive slices."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from sslx._calls import Call, as_jax, on_host
+from sslx._calls import Call, as_jax, on_host, struct
 from sslx._compact._analysis import needed, pairs
 from sslx._compact._plan import LeafPlan, Plan
 from sslx._compact._tracing import Traced
 from sslx._groups import flatten
 from sslx.graph import (
+    Equation,
     Facts,
     Liveness,
     Masks,
@@ -20,6 +21,7 @@ from sslx.graph import (
     Rewriter,
     full,
     require_constants,
+    sizes_of,
     within,
 )
 
@@ -39,12 +41,23 @@ def checked(plan: Plan, variables: PyTree) -> dict[str, Any]:
         f"  {path}: not in the plan" for path in leaves if path not in plan.leaves
     ]
     if errors:
+        whole = [p for p, x in plan.leaves.items() if _is_whole(x, leaves.get(p))]
+        hint = (
+            f"; if a call returned {whole[0]}, name it as state: "
+            f"compact(..., state=[{whole[0]!r}])"
+        )
         raise ValueError(
             "the variables do not fit the plan:\n"
             + "\n".join(errors)
             + "\nfix: pass Compact.variables, or apply_plan(plan, full variables)"
+            + (hint if whole else "")
         )
     return {path: as_jax(leaves[path]) for path in plan.leaves}
+
+
+def _is_whole(entry: LeafPlan, leaf: Any) -> bool:
+    """Whether a leaf has the shape from before compaction, and should not."""
+    return np.shape(leaf) == entry.shape != entry.small_shape
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,6 +78,14 @@ class Reduction:
 
     def run(self, leaves: list[Any], call: Call) -> PyTree:
         """What the function returns, computed on the alive slices."""
+        rewriter, inputs = self.prepared(leaves, call)
+        outs = rewriter.run(inputs, self.wanted)
+        return jax.tree_util.tree_unflatten(self.traced.treedef, outs)
+
+    def prepared(
+        self, leaves: list[Any], call: Call
+    ) -> tuple[Rewriter, list[tuple[Any, Masks]]]:
+        """What runs the program, and the inputs to run it on."""
         program = self.traced.program
         carriers = [
             Part(np.asarray(x) if on_host(x) else x, masks)
@@ -75,9 +96,41 @@ class Reduction:
             *zip(leaves, self.kept, strict=True),
             *((x, full(v, True)) for x, v in zip(call.arrays, rest, strict=True)),
         ]
-        rewriter = Rewriter(self.live, [*carriers, *(None for _ in rest)])
-        outs = rewriter.run(inputs, self.wanted)
-        return jax.tree_util.tree_unflatten(self.traced.treedef, outs)
+        return Rewriter(self.live, [*carriers, *(None for _ in rest)]), inputs
+
+
+class Fault(NamedTuple):
+    """Where and why a program cannot be computed on its alive slices alone."""
+
+    equation: Equation | None
+    reason: str
+
+
+def fault(small: "Compact", traced: Traced, call: Call) -> Fault | None:
+    """Evaluate a reduction on shapes alone; None if it gives the dense shapes."""
+    structs = [struct(x) for x in flatten(small.variables)[0].values()]
+    last: list[Rewriter] = []
+
+    def run(leaves: list[Any], arrays: list[Any]) -> list[Any]:
+        given = call._replace(arrays=tuple(arrays))
+        rewriter, inputs = small.reductions[traced].prepared(leaves, given)
+        last.append(rewriter)
+        return rewriter.run(inputs, small.reductions[traced].wanted)
+
+    try:
+        if traced not in small.reductions:
+            small.reductions[traced] = reduction(small, traced)
+        outs = jax.eval_shape(run, structs, [struct(x) for x in call.arrays])
+    except Exception as error:
+        where = last[0].at if last else None
+        return Fault(where, f"{type(error).__name__}: {error}".split("\n")[0])
+    live, wanted = small.reductions[traced].live, small.reductions[traced].wanted
+    for value, masks, out in zip(traced.program.outputs, wanted, outs, strict=True):
+        shape = sizes_of(masks) if value.shape else ()
+        if (out.shape, out.dtype) != (shape, value.dtype):
+            reason = f"gives {out.dtype}{out.shape}, expected {value.dtype}{shape}"
+            return Fault(live.producer.get(value), reason)
+    return None
 
 
 def analysed(traced: Traced, live: Liveness, plan: Plan) -> Reduction | None:

@@ -44,10 +44,13 @@ def save(path: str | pathlib.Path, small: Compact) -> None:
     data = {
         "format": _FORMAT,
         "fold": small.fold,
+        "state": small.state,
         "plan": small.plan.to_json(),
         "dtypes": {p: _dtype_name(x) for p, x in leaves.items()},
         "folded": dict(small.folded),
-        "held_back": [[h.primitive, h.source, h.paths] for h in small.held_back],
+        "held_back": [
+            [h.primitive, h.source, h.paths, h.reason] for h in small.held_back
+        ],
         "kept_zeros": [dataclasses.astuple(k) for k in small.kept_zeros],
         "example": _example_to_json(small.example),
         "tuned": small.tuned and small.tuned.to_json(),
@@ -92,11 +95,19 @@ def load(
         for p, dtype in data["dtypes"].items()
     }
     variables = _nested(leaves) if like is None else _fitted(path, plan, leaves, like)
-    held = tuple(Held(a, b, tuple(c)) for a, b, c in data["held_back"])
+    held = tuple(Held(a, b, tuple(c), d) for a, b, c, d in data["held_back"])
+    reasons = {(h.primitive, h.source): h.reason for h in held if h.reason}
     example = _example_from_json(data["example"])
     kept = tuple(KeptZeros(*row) for row in data["kept_zeros"])
     small = Compact(
-        Tracer(fn), variables, plan, data["folded"], held, kept, example, data["fold"]
+        Tracer(fn, data["state"], reasons),
+        variables,
+        plan,
+        data["folded"],
+        held,
+        kept,
+        example,
+        data["fold"],
     )
     if data["tuned"] is None:
         return small

@@ -1,14 +1,15 @@
 """A function with its variables and a call, as a program."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from jaxtyping import PyTree
 
 from sslx._calls import Call, struct
-from sslx._compact._plan import LeafPlan, Plan, named
+from sslx._compact._plan import LeafPlan, Plan
+from sslx._compact._state import state_of, stated
 from sslx._groups import flatten
 from sslx.graph import Program, build
 
@@ -20,7 +21,7 @@ class Traced:
     Attributes:
       program: its inputs are the variables' leaves, then the arrays of the call.
       treedef: the structure of what the function returns.
-      state: per output, the variable it is the new value of, or None.
+      state: per output, the state variable it is the new value of, or None.
     """
 
     program: Program
@@ -31,12 +32,20 @@ class Traced:
 class Tracer:
     """Traces calls of one function of `(variables, ...)`, none of them twice.
 
+    `state` are regular expressions for the paths of variables that calls return anew;
+    `opaque` says of equations, by primitive and source, why they are not reduced.
+
     JAX keeps the jaxprs, by shapes and by settings of its own; of every setting of a
     call the newest program is kept beside.
     """
 
-    def __init__(self, fn: Callable[..., Any]):
-        self.fn = fn
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        state: Sequence[str] = (),
+        opaque: Mapping[tuple[str, str], str] | None = None,
+    ):
+        self.fn, self.state, self.opaque = fn, tuple(state), dict(opaque or {})
         self._jitted: dict[Any, Any] = {}
         self._newest: dict[Any, tuple[Any, Traced]] = {}
 
@@ -53,39 +62,50 @@ class Tracer:
         try:
             flat = self._jitted.get(key)
         except TypeError:  # a setting without a hash
-            return _traced(self._flat(treedef, call).trace(wide, _structs(call)), plan)
+            staged = self._flat(treedef, call).trace(wide, _structs(call))
+            return self._traced(staged, plan, call)
         if flat is None:
             flat = self._jitted[key] = self._flat(treedef, call)
         staged = flat.trace(wide, _structs(call))
         newest = self._newest.get(key)
         if newest is None or newest[0] is not staged.jaxpr.jaxpr:
-            newest = self._newest[key] = staged.jaxpr.jaxpr, _traced(staged, plan)
+            traced = self._traced(staged, plan, call)
+            newest = self._newest[key] = staged.jaxpr.jaxpr, traced
         return newest[1]
 
     def _flat(self, treedef: Any, call: Call) -> Any:
+        call = call._replace(arrays=())
+
         def flat(leaves: list[Any], arrays: list[Any]) -> PyTree:
-            args, kwargs = call.rebuild(arrays)
             variables = jax.tree_util.tree_unflatten(treedef, leaves)
-            return self.fn(variables, *args, **kwargs)
+            return call.run(self.fn, arrays, variables)
 
         return jax.jit(flat)
+
+    def _traced(self, staged: Any, plan: Plan, call: Call) -> Traced:
+        program = build(staged.jaxpr)
+        self.hide(program, {})
+        paths, treedef = jax.tree_util.tree_flatten_with_path(staged.out_info)
+        names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in paths]
+        _, kwargs = call.rebuild(call.arrays)
+        known = state_of(self.fn, kwargs, self.state, plan.leaves)
+        state = tuple(
+            name if name and plan.leaves[name].shape == value.shape else None
+            for name, value in zip(
+                (stated(n, known) for n in names), program.outputs, strict=True
+            )
+        )
+        return Traced(program, treedef, state)
+
+    def hide(self, program: Program, reasons: Mapping[tuple[str, str], str]) -> None:
+        """Reduce some equations no more, here and in what is traced from now on."""
+        self.opaque.update(reasons)
+        for eqn in program.equations:
+            eqn.opaque = self.opaque.get((eqn.name, eqn.source), eqn.opaque)
 
 
 def _structs(call: Call) -> list[jax.ShapeDtypeStruct]:
     return [struct(x) for x in call.arrays]
-
-
-def _traced(staged: Any, plan: Plan) -> Traced:
-    program = build(staged.jaxpr)
-    paths, treedef = jax.tree_util.tree_flatten_with_path(staged.out_info)
-    names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in paths]
-    state = tuple(
-        name if name and plan.leaves[name].shape == value.shape else None
-        for name, value in zip(
-            (named(plan, n) for n in names), program.outputs, strict=True
-        )
-    )
-    return Traced(program, treedef, state)
 
 
 def whole_leaf(shape: tuple[int, ...]) -> LeafPlan:

@@ -11,6 +11,7 @@ from sslx._calls import as_jax, take_apart
 from sslx._classes import GroupClass, Groups, Member
 from sslx._compact._analysis import fixed_point
 from sslx._compact._plan import Plan
+from sslx._compact._state import expressions
 from sslx._compact._tracing import Traced, Tracer, whole_leaf
 from sslx._groups import flatten
 from sslx.graph import Family, Liveness, Value, families
@@ -20,7 +21,8 @@ def units(
     fn: Callable[..., Any],
     variables: PyTree,
     *args: Any,
-    pin: Sequence[str] = (),
+    pin: str | Sequence[str] = (),
+    state: str | Sequence[str] = (),
     **kwargs: Any,
 ) -> Groups:
     """The sets of slices of the variables that have to be removed together.
@@ -39,6 +41,8 @@ def units(
       variables: tree of arrays or of `jax.ShapeDtypeStruct`.
       *args: an example call; shapes are enough.
       pin: regular expressions; leaves whose path one of them is found in stay whole.
+      state: as for `sslx.compact`: what the call returns as the new value of these
+        variables does not keep them whole.
       **kwargs: more of the call; leaves that are not arrays are static.
 
     Returns:
@@ -49,7 +53,7 @@ def units(
       a recurrent kernel) counts twice in `norms`.
 
     Raises:
-      ValueError: an expression of `pin` is found in no path.
+      ValueError: an expression of `pin` or `state` is found in no path.
 
     Example:
       >>> units = sslx.units(model.apply, variables, x, pin=["stem"])
@@ -57,12 +61,10 @@ def units(
     """
     leaves, _ = flatten(variables)
     leaves = {path: as_jax(leaf) for path, leaf in leaves.items()}
-    idle = [p for p in pin if not any(re.search(p, path) for path in leaves)]
-    if idle:
-        raise ValueError(f"pin {idle} is found in no leaf; there are {list(leaves)}")
+    pin, state = expressions("pin", pin, leaves), expressions("state", state, leaves)
     plan = Plan({p: whole_leaf(np.shape(x)) for p, x in leaves.items()})
     dtypes = [x.dtype for x in leaves.values()]
-    traced = Tracer(fn)(variables, plan, dtypes, take_apart(args, kwargs))
+    traced = Tracer(fn, state)(variables, plan, dtypes, take_apart(args, kwargs))
     paths = dict(zip(traced.program.inputs, leaves, strict=False))
     live = Liveness(traced.program, fold=False)
     none = {p: [np.zeros(n, bool) for n in x.shape or (1,)] for p, x in leaves.items()}

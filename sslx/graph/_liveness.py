@@ -554,4 +554,6 @@ def make_body(equation: Equation, fold: bool) -> Body | None:
     """The body of an equation that has one."""
     from sslx.graph._bodies import BODIES
 
-    return BODIES[equation.name](equation, fold) if equation.name in BODIES else None
+    if equation.opaque or equation.name not in BODIES:
+        return None
+    return BODIES[equation.name](equation, fold)

@@ -15,6 +15,7 @@ import numpy as np
 
 from sslx import _jax_compat
 
+_CUSTOM = ("custom_jvp_call", "custom_vjp_call")
 _BODIES = {
     "custom_jvp_call": ("call_jaxpr",),
     "custom_vjp_call": ("call_jaxpr",),
@@ -59,7 +60,9 @@ class Equation:
       source: `file:line (function)` of the code that made it.
       scope: the name stack.
       bodies: the programs nested in it.
-      acts: it has no results and is there for what it does (prints, checks).
+      acts: it, or an equation of its bodies, does something besides its results
+        (prints, calls back, checks): it runs whether or not anything reads them.
+      opaque: why it is taken as a primitive without a rule; empty if it is not.
     """
 
     primitive: Any
@@ -70,6 +73,7 @@ class Equation:
     scope: str
     bodies: "tuple[Program, ...]" = ()
     acts: bool = False
+    opaque: str = ""
 
     @property
     def name(self) -> str:
@@ -123,6 +127,7 @@ def _inline(
     inputs: list[Value],
     equations: list[Equation],
     caller: str = "",
+    outer: str = "",
 ) -> list[Value]:
     env: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
     env.update((v, _constant(c)) for v, c in zip(jaxpr.constvars, consts, strict=True))
@@ -137,15 +142,19 @@ def _inline(
         operands = [read(atom) for atom in eqn.invars]
         name = eqn.primitive.name
         source = _jax_compat.source_line(eqn) or caller
+        scope = "/".join(filter(None, (outer, _jax_compat.scope(eqn))))
         if name in _jax_compat.CALLS:
             inner = eqn.params[_jax_compat.CALLS[name]]
             body, body_consts = _jax_compat.open_jaxpr(inner)
-            results = _inline(body, body_consts, operands, equations, source)
+            results = _inline(body, body_consts, operands, equations, source, scope)
         else:
             results = [Value(v.aval.shape, v.aval.dtype) for v in eqn.outvars]
             bodies = tuple(build(eqn.params[key]) for key in _BODIES.get(name, ()))
             if name == "cond":
                 bodies = tuple(build(branch) for branch in eqn.params["branches"])
+            acts = _jax_compat.acts(eqn) or any(
+                inside.acts for body in bodies for inside in body.equations
+            )
             equations.append(
                 Equation(
                     eqn.primitive,
@@ -153,9 +162,10 @@ def _inline(
                     results,
                     dict(eqn.params),
                     source,
-                    _jax_compat.scope(eqn),
+                    scope,
                     bodies,
-                    acts=not eqn.outvars and bool(eqn.effects),
+                    acts,
+                    "it has effects" if acts and name in _CUSTOM else "",
                 )
             )
         env.update(zip(eqn.outvars, results, strict=True))

@@ -151,5 +151,5 @@ def register(*names: str) -> Callable[[Rule], Rule]:
 
 def relation(equation: Any) -> Relation:
     """The relation of an equation; the conservative one where there is no rule."""
-    rule = _RULES.get(equation.name)
+    rule = None if equation.opaque else _RULES.get(equation.name)
     return rule(equation) if rule else Relation(known=False, constant=False)

@@ -10,20 +10,23 @@ from sslx.graph._relation import Masks
 
 @dataclasses.dataclass(frozen=True)
 class Held:
-    """One equation without a rule for its form.
+    """One equation without a rule for its form, or that could not be reduced.
 
     Attributes:
       primitive: its name.
       source: `file:line (function)` of the code that made it.
       paths: parameters with an axis that runs into it.
+      reason: why it could not be reduced; empty if there is no rule for it.
     """
 
     primitive: str
     source: str
     paths: tuple[str, ...]
+    reason: str = ""
 
     def __str__(self) -> str:
-        return f"{self.primitive} at {self.source} holds back {', '.join(self.paths)}"
+        what = f"{self.primitive} at {self.source} holds back {', '.join(self.paths)}"
+        return f"{what}: {self.reason}" if self.reason else what
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +88,9 @@ def held_back(liveness: Liveness, paths: Mapping[Value, str]) -> tuple[Held, ...
         elif body is None and not liveness.relations[eqn].known:
             roots = {p for v in eqn.inputs for p in _behind(liveness, v, paths)}
             if roots:
-                found.append(Held(eqn.name, eqn.source, tuple(sorted(roots))))
+                found.append(
+                    Held(eqn.name, eqn.source, tuple(sorted(roots)), eqn.opaque)
+                )
     return tuple(found)
 
 

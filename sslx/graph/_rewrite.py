@@ -1,6 +1,7 @@
 """Evaluate a program on its alive slices only."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sslx import _jax_compat
 from sslx.graph._bodies import Call, Choice, Scan, While, stacked
 from sslx.graph._carriers import Carrier, evaluate, flatten_uniform, now, product
 from sslx.graph._constants import FoldedTerms, filled, folded
@@ -51,12 +53,14 @@ class Rewriter:
 
     Every value is held as an array over some indices of each axis (`held`), which
     include its alive ones; the rest is zero, constant (see `Carrier`), or unneeded.
+    `at` is the equation that is, or was last, computed.
     """
 
     def __init__(self, liveness: Liveness, carriers: Sequence[Any | None]):
         self.live = liveness
         self.carrier = Carrier(liveness, list(carriers))
         self.held: dict[Value, tuple[Any, Masks]] = {}
+        self.at: Equation | None = None
 
     def run(
         self,
@@ -71,9 +75,11 @@ class Rewriter:
         for value, pair in zip(self.live.program.inputs, inputs, strict=True):
             if pair is not None:
                 self.held[value] = pair
-        for eqn in self.live.program.equations:
-            if self.live.runs(eqn):
-                self._equation(eqn)
+        running = filter(self.live.runs, self.live.program.equations)
+        for scope, equations in itertools.groupby(running, lambda eqn: eqn.scope):
+            with _jax_compat.in_scope(scope):
+                for self.at in equations:
+                    self._equation(self.at)
         rows = enumerate(zip(self.live.program.outputs, outputs, strict=True))
         return [
             self.deliver(value, masks) if only is None or k in only else None

@@ -192,7 +192,7 @@ class _Graph:
         used = set(live.program.outputs)
         rows = []
         for eqn in reversed(live.program.equations):
-            if any(v in used for v in eqn.outputs):
+            if eqn.acts or any(v in used for v in eqn.outputs):
                 used.update(eqn.inputs)
                 rows.append(eqn)
         for eqn in reversed(rows):

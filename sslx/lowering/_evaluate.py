@@ -72,7 +72,7 @@ def _evaluate(
     def step(eqn: Any, form: Form | None = None) -> None:
         operands = [read(atom) for atom in eqn.invars]
         known = [mask_of(atom) for atom in eqn.invars]
-        with jax.named_scope(_jax_compat.scope(eqn)):
+        with _jax_compat.in_scope(_jax_compat.scope(eqn)):
             outs = _equation(eqn, ways, operands, known, form)
         env.update(zip(eqn.outvars, outs, strict=True))
         if eqn.primitive.name in _FOLLOWED and any(m is not None for m in known):
@@ -93,7 +93,7 @@ def _evaluate(
 
             given = to_canonical(eqn.params, *operands)
             given += [read(atom) for atom in epilogue.operands]
-            with jax.named_scope(_jax_compat.scope(eqn)):
+            with _jax_compat.in_scope(_jax_compat.scope(eqn)):
                 y = followed(conv, epilogue.steps, plain, *given)
             env[after[-1].outvars[0]] = y
         else:
@@ -160,7 +160,7 @@ def _finds_slices(eqn: Any, operands: list[Any]) -> bool:
     """Whether it is arithmetic on short known integers, which say where slices are."""
     short = all(math.prod(v.aval.shape) <= _LONGEST for v in eqn.outvars)
     known = bool(operands) and all(map(_is_index, operands))
-    return known and short and not _bodies(eqn)
+    return known and short and eqn.primitive.name in _ARITHMETIC
 
 
 def _is_index(operand: Any) -> bool:
@@ -171,6 +171,11 @@ def _is_index(operand: Any) -> bool:
 
 
 _LONGEST = 1 << 16
+_ARITHMETIC = frozenset(
+    "add sub mul div rem max min neg sign abs and or xor not eq ne lt le gt ge clamp "
+    "select_n convert_element_type broadcast_in_dim reshape squeeze transpose rev "
+    "concatenate slice pad split reduce_sum reduce_max reduce_min cumsum".split()
+)
 
 
 def _body(jaxpr: Any, ways: Ways, *arrays: Any) -> list[Any]:

@@ -193,7 +193,7 @@ class Tuned:
 
 
 def _is_setting(x: Any) -> bool:
-    plain = x is None or isinstance(x, bool | int | float | str)
+    plain = x is None or isinstance(x, int | str)
     return plain or (callable(x) and jax.tree_util.all_leaves([x]))
 
 
@@ -385,11 +385,7 @@ def _masks(nonzero: Nonzero) -> list[Alive]:
 
 
 def _flat(fn: Callable[..., Any], call: Call) -> Callable[..., Any]:
-    def run(*arrays: Any) -> Any:
-        args, kwargs = call.rebuild(arrays)
-        return fn(*args, **kwargs)
-
-    return run
+    return lambda *arrays: call.run(fn, arrays)
 
 
 def default_form(conv: Conv) -> Form:
