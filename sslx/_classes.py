@@ -1,6 +1,7 @@
 """Classes of groups as plain frozen data; `sslx._groups` makes and uses them."""
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -63,6 +64,13 @@ class GroupClass:
     def __post_init__(self):
         for member in self.members:
             _check_member(self, member)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.name, self.shape, self.members, self.weight))
 
     @property
     def count(self) -> int:

@@ -5,16 +5,16 @@ an expression in two operations on groups: `norms` measures them, `scale` multip
 them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
+from sslx import _sites
 from sslx._classes import GroupClass as GroupClass
 from sslx._classes import Groups as Groups
 from sslx._classes import Member as Member
@@ -157,7 +157,7 @@ def norms(groups: Groups, tree: PyTree) -> dict[str, Array]:
         ValueError: A leaf is missing or has another shape.
     """
     leaves, _ = flatten(tree)
-    return {c.name: class_norms(c, leaves) for c in present(groups, leaves)}
+    return class_norms(present(groups, leaves), leaves)
 
 
 def scale(groups: Groups, tree: PyTree, factors: Mapping[str, ArrayLike]) -> PyTree:
@@ -184,11 +184,12 @@ def scale(groups: Groups, tree: PyTree, factors: Mapping[str, ArrayLike]) -> PyT
         raise ValueError(
             f"factors for unknown classes {unknown}; there are {list(groups.names)}"
         )
-    for c in present(Groups(tuple(classes)), leaves):
+    found = present(Groups(tuple(classes)), leaves)
+    for c in found:
         if np.shape(factors[c.name]) != c.shape:
             got = np.shape(factors[c.name])
             raise ValueError(f"{c.name}: factors must have shape {c.shape}, got {got}")
-        leaves.update(scale_class(c, leaves, factors[c.name]))
+    leaves.update(scale_classes(found, leaves, factors))
     return unflatten(treedef, leaves)
 
 
@@ -205,64 +206,56 @@ def alive(groups: Groups, tree: PyTree) -> dict[str, Array]:
         Class name -> booleans, shaped as in `norms(groups, tree)`.
     """
     leaves, _ = flatten(tree)
-    return {c.name: class_alive(c, leaves) for c in present(groups, leaves)}
+    return class_alive(present(groups, leaves), leaves)
 
 
-def class_norms(group_class: GroupClass, leaves: Leaves) -> Array:
-    """The norms of one class from leaves by path."""
-    parts = [
-        _to_groups(group_class, m, _squares(m, jnp.asarray(leaves[m.path])))
-        for m in group_class.members
-    ]
-    total = sum(parts[1:], parts[0])
-    positive = total > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, total, 1)), 0)
+def class_norms(classes: Sequence[GroupClass], leaves: Leaves) -> dict[str, Array]:
+    """Class name -> norms, from leaves by path."""
+    return _norms(tuple(classes), _inside(classes, leaves))
 
 
-def class_alive(group_class: GroupClass, leaves: Leaves) -> Array:
-    """Whether each group of one class has a nonzero entry."""
-    parts = []
-    for member in group_class.members:
-        nonzero = (jnp.asarray(leaves[member.path]) != 0).reshape(member.view)
-        slices = jnp.any(nonzero, axis=_summed(member))
-        parts.append(_to_groups(group_class, member, slices.astype(jnp.int32)))
-    return sum(parts[1:], parts[0]) > 0
+def class_alive(classes: Sequence[GroupClass], leaves: Leaves) -> dict[str, Array]:
+    """Class name -> whether a group has a nonzero entry."""
+    return _alive(tuple(classes), _inside(classes, leaves))
 
 
-def scale_class(
-    group_class: GroupClass, leaves: Leaves, factors: ArrayLike
+def scale_classes(
+    classes: Sequence[GroupClass], leaves: Leaves, factors: Mapping[str, ArrayLike]
 ) -> dict[str, Array]:
-    """The leaves of one class with its groups multiplied by `factors`."""
-    scaled: dict[str, Array] = {}
-    for member in group_class.members:
-        leaf = jnp.asarray(scaled.get(member.path, leaves[member.path]))
-        slices = to_slices(member, jnp.asarray(factors), 1)
-        product = leaf.reshape(member.view) * slices
-        scaled[member.path] = product.reshape(member.shape).astype(leaf.dtype)
-    return scaled
+    """The leaves in the classes with their groups multiplied by `factors`."""
+    given = {c.name: factors[c.name] for c in classes}
+    return _scale(tuple(classes), _inside(classes, leaves), given)
 
 
-def select_class(
-    group_class: GroupClass, leaves: Leaves, marks: Array
+def select_classes(
+    classes: Sequence[GroupClass], leaves: Leaves, marks: Mapping[str, Array]
 ) -> dict[str, Array]:
-    """The leaves of one class with the groups not marked set to zero."""
-    chosen: dict[str, Array] = {}
-    for member in group_class.members:
-        leaf = jnp.asarray(chosen.get(member.path, leaves[member.path]))
-        slices = to_slices(member, marks, True)
-        new = jnp.where(slices, leaf.reshape(member.view), jnp.zeros((), leaf.dtype))
-        chosen[member.path] = new.reshape(member.shape)
-    return chosen
+    """The leaves in the classes with the groups not marked set to zero.
+
+    What is not finite in them stays, so that it is noticed.
+    """
+    given = {c.name: marks[c.name] for c in classes}
+    return _select(tuple(classes), _inside(classes, leaves), given)
 
 
-def to_slices(member: Member, values: Array, fill: int | bool) -> Array:
-    """Values per group -> values that broadcast against the member's view."""
-    if member.ids is not None:
-        ids = np.asarray(member.ids, np.int32)
-        inside = np.where(ids < 0, values.size, ids)
-        values = values.reshape(-1).at[inside].get(mode="fill", fill_value=fill)
-    values = values.reshape(member.index_shape)
-    return jnp.expand_dims(values, _summed(member))
+def add_to_classes(
+    classes: Sequence[GroupClass], leaves: Leaves, values: Mapping[str, Array]
+) -> dict[str, Array]:
+    """The leaves in the classes plus the values of each entry's groups."""
+    given = {c.name: values[c.name] for c in classes}
+    return _add(tuple(classes), _inside(classes, leaves), given)
+
+
+_norms = jax.jit(_sites.norms_of, static_argnums=0)
+_alive = jax.jit(_sites.nonzero_in, static_argnums=0)
+_scale = jax.jit(_sites.scaled, static_argnums=0)
+_add = jax.jit(_sites.added, static_argnums=0)
+_select = jax.jit(_sites.selected, static_argnums=0)
+
+
+def _inside(classes: Sequence[GroupClass], leaves: Leaves) -> Leaves:
+    """The leaves that the classes have members in."""
+    return {m.path: leaves[m.path] for c in classes for m in c.members}
 
 
 def present(groups: Groups, leaves: Mapping) -> list[GroupClass]:
@@ -347,28 +340,3 @@ def _leaf_class(
         raise ValueError(f"{path} with shape {shape}: {error}") from None
     member = Member(path, shape, sizes, kept)
     return GroupClass(f"{path}:{structure}", member.index_shape, (member,))
-
-
-def _summed(member: Member) -> tuple[int, ...]:
-    return tuple(a for a in range(len(member.view)) if a not in member.kept)
-
-
-def _squares(member: Member, leaf: Array) -> Array:
-    """Sums of squares of the slices, in at least single precision."""
-    wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-    if jnp.iscomplexobj(wide):
-        squares = jnp.square(wide.real) + jnp.square(wide.imag)
-    else:
-        squares = jnp.square(wide)
-    return jnp.sum(squares.reshape(member.view), axis=_summed(member))
-
-
-def _to_groups(group_class: GroupClass, member: Member, slices: Array) -> Array:
-    """Sums over the slices of each group."""
-    if member.ids is None:
-        return slices
-    ids = np.asarray(member.ids, np.int32)
-    inside = np.where(ids < 0, group_class.count, ids)
-    total = jnp.zeros(group_class.count, slices.dtype)
-    total = total.at[inside].add(slices.reshape(-1), mode="drop")
-    return total.reshape(group_class.shape)

@@ -172,12 +172,12 @@ class GroupL0(Penalty):
 
     def value(self, norm: Norms) -> Norms:
         """`strength * [n > 0]`."""
-        return self.strength * (norm > 0).astype(norm.dtype)
+        return self.strength * jnp.sign(norm)
 
     def factor(self, norm: Norms, step: Scalar) -> Norms:
         """`[n > sqrt(2 * t * strength)]`."""
         cut = jnp.sqrt(2 * jnp.asarray(step * self.strength, norm.dtype))
-        return (norm > cut).astype(norm.dtype)
+        return _beyond(norm, cut)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,16 +194,16 @@ class GroupHalf(Penalty):
 
     def value(self, norm: Norms) -> Norms:
         """`strength * sqrt(n)`, with derivative 0 at 0."""
-        return self.strength * jnp.where(norm > 0, jnp.sqrt(_safe(norm)), 0)
+        return self.strength * jnp.where(norm == 0, 0, jnp.sqrt(_safe(norm)))
 
     def factor(self, norm: Norms, step: Scalar) -> Norms:
         """Half thresholding; see the class."""
         s = jnp.asarray(step * self.strength, norm.dtype)
-        kept = norm > 1.5 * jnp.cbrt(s) ** 2
-        n = jnp.where(kept, _safe(norm), 1)
-        cosine = jnp.where(kept, (3 * jnp.cbrt(s) ** 2 / n) ** 1.5 / 4, 0)
+        gone = norm <= 1.5 * jnp.cbrt(s) ** 2
+        n = jnp.where(gone, 1, _safe(norm))
+        cosine = jnp.where(gone, 0, (3 * jnp.cbrt(s) ** 2 / n) ** 1.5 / 4)
         angle = jnp.arccos(jnp.minimum(cosine, 1))
-        return jnp.where(kept, 2 / 3 * (1 + jnp.cos(2 / 3 * (jnp.pi - angle))), 0)
+        return jnp.where(gone, 0, 2 / 3 * (1 + jnp.cos(2 / 3 * (jnp.pi - angle))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +241,7 @@ class GroupMCP(Penalty):
         flat = norm >= gamma * self.strength
         short = jnp.where(t < gamma, 1 - t / gamma, 1)
         firm = _shrink(norm, t * self.strength) / short
-        hard = (norm > self.strength * jnp.sqrt(t * gamma)).astype(norm.dtype)
+        hard = _beyond(norm, self.strength * jnp.sqrt(t * gamma))
         return jnp.where(t < gamma, jnp.where(flat, 1, jnp.minimum(firm, 1)), hard)
 
 
@@ -285,20 +285,25 @@ class GroupSCAD(Penalty):
         soft = _shrink(norm, t * l)
         slope = jnp.where(t < a - 1, a - 1 - t, 1)
         bend = jnp.maximum((a - 1) - t * a * l / _safe(norm), 0) / slope
-        short = jnp.where(norm <= l * (1 + t), soft, jnp.where(norm <= a * l, bend, 1))
+        short = jnp.where(norm <= l * (1 + t), soft, jnp.where(norm > a * l, 1, bend))
         cut = jnp.where(t <= a + 1, l * (a + 1 + t) / 2, l * jnp.sqrt(t * (a + 1)))
-        return jnp.where(t < a - 1, short, jnp.where(norm <= cut, soft, 1))
+        return jnp.where(t < a - 1, short, jnp.where(norm > cut, 1, soft))
 
 
 def _safe(norm: Norms) -> Norms:
     """Norms to divide by: 1 in the place of 0."""
-    return jnp.where(norm > 0, norm, 1)
+    return jnp.where(norm == 0, 1, norm)
+
+
+def _beyond(norm: Norms, cut: Array) -> Norms:
+    """`[n > cut]` for a cut that is not negative; NaN for NaN."""
+    return jnp.where(norm <= cut, 0, jnp.sign(norm))
 
 
 def _shrink(norm: Norms, cut: Scalar) -> Norms:
     """`max(0, 1 - cut / n)`, for n = 0: 0 if the cut is positive, else 1."""
     cut = jnp.asarray(cut, norm.dtype)
-    ratio = jnp.where(norm > cut, cut / _safe(norm), jnp.where(cut > 0, 1, 0))
+    ratio = jnp.where(norm <= cut, jnp.where(cut > 0, 1, 0), cut / _safe(norm))
     return 1 - ratio
 
 

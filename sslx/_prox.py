@@ -1,7 +1,7 @@
 """The value of a penalty and its proximal operator on a parameter pytree."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 import jax
@@ -15,11 +15,11 @@ from sslx._groups import (
     class_norms,
     flatten,
     present,
-    scale_class,
-    select_class,
-    to_slices,
+    scale_classes,
+    select_classes,
     unflatten,
 )
+from sslx._sites import covered
 from sslx._penalties import Penalty, Scalar
 
 __all__ = ["Overlap", "penalty_value", "prox"]
@@ -101,13 +101,13 @@ def prox(
 
 def value_of(penalty: Penalty, classes: Classes, leaves: Leaves) -> Float[Array, ""]:
     """`penalty_value` from leaves by path."""
+    weights = {c.name: _weight(penalty, c) for c in classes}
     total = jnp.zeros(())
-    for c in classes:
-        values = penalty.value(class_norms(c, leaves))
-        total = total + jnp.sum(_weight(penalty, c) * values)
+    for name, norm in class_norms(classes, leaves).items():
+        total = total + jnp.sum(weights[name] * penalty.value(norm))
     if penalty.entry_strength is not None:
         for path, members in _members(classes).items():
-            sizes = jnp.where(_covered(members), jnp.abs(leaves[path]), 0)
+            sizes = jnp.where(covered(members), jnp.abs(leaves[path]), 0)
             total = total + penalty.entry_strength * jnp.sum(sizes)
     return total
 
@@ -132,7 +132,7 @@ def prox_leaves(
     if penalty.entry_strength is not None:
         cut = step * penalty.entry_strength
         for path, members in _members(classes).items():
-            new[path] = jnp.where(_covered(members), _soft(new[path], cut), new[path])
+            new[path] = jnp.where(covered(members), _soft(new[path], cut), new[path])
     for component in _components(classes):
         ordered, nested = _inner_first(component)
         exact = len(component) == 1 or (nested and penalty.nests)
@@ -147,18 +147,26 @@ def _sequential(
     penalty: Penalty, classes: Classes, leaves: Leaves, step: Scalar
 ) -> dict[str, Array]:
     new = {path: leaves[path] for path in _members(classes)}
-    for c in classes:
-        factors = penalty.factor(class_norms(c, new), step * _weight(penalty, c))
-        new.update(_shrunk(c, new, factors))
+    for layer in _layers(classes):
+        new.update(_shrunk(penalty, layer, new, step)[0])
     return new
 
 
 def _shrunk(
-    group_class: GroupClass, leaves: Leaves, factors: Array
-) -> dict[str, Array]:
-    """Leaves of the class scaled; `+0.0`, never `-0.0`, where the factor is 0."""
-    scaled = scale_class(group_class, leaves, factors)
-    return select_class(group_class, scaled, factors > 0)
+    penalty: Penalty, classes: Classes, leaves: Leaves, step: Scalar
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Leaves after the operator of classes that do not cross, and the groups left.
+
+    `+0.0`, never `-0.0`, where the factor is 0.
+    """
+    norms = class_norms(classes, leaves)
+    factors = {
+        c.name: penalty.factor(norms[c.name], step * _weight(penalty, c))
+        for c in classes
+    }
+    marks = {name: factor != 0 for name, factor in factors.items()}
+    scaled = scale_classes(classes, leaves, factors)
+    return select_classes(classes, scaled, marks), marks
 
 
 class _Sweeps(NamedTuple):
@@ -167,7 +175,7 @@ class _Sweeps(NamedTuple):
     done: Array
     x: dict[str, Array]
     duals: list[dict[str, Array]]
-    alive: list[Array]
+    alive: dict[str, Array]
     change: Array
 
 
@@ -183,33 +191,82 @@ def _dykstra(
     that changes no `p_k` is a fixed point, where `x` is the solution.
     """
     start = {p: _wide(leaves[p]) for p in _members(classes)}
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in start.values()]))
+    largest = jnp.max(jnp.stack([_largest(x) for x in start.values()]))
     tolerance = 8 * jnp.finfo(largest.dtype).eps * largest
+    layers = _layers(classes)
 
     def sweep(state: _Sweeps) -> _Sweeps:
-        x, duals, alive, changes = dict(state.x), [], [], []
-        for c, dual in zip(classes, state.duals, strict=True):
+        x, duals, alive, changes = dict(state.x), [], {}, []
+        for layer, dual in zip(layers, state.duals, strict=True):
             moved = {path: x[path] + p for path, p in dual.items()}
-            weighted = step * _weight(penalty, c)
-            factors = penalty.factor(class_norms(c, moved), weighted)
-            scaled = _shrunk(c, moved, factors)
-            changes += [jnp.max(jnp.abs(scaled[path] - x[path])) for path in scaled]
+            scaled, marks = _shrunk(penalty, layer, moved, step)
+            changes += [_largest(scaled[path] - x[path]) for path in scaled]
             duals.append({path: moved[path] - scaled[path] for path in scaled})
-            alive.append(factors > 0)
+            alive |= marks
             x.update(scaled)
         return _Sweeps(state.done + 1, x, duals, alive, jnp.max(jnp.stack(changes)))
 
     zeros = {path: jnp.zeros_like(x) for path, x in start.items()}
-    duals = [{m.path: zeros[m.path] for m in c.members} for c in classes]
-    marks = [jnp.ones(c.shape, bool) for c in classes]
+    duals = [{m.path: zeros[m.path] for c in k for m in c.members} for k in layers]
+    marks = {c.name: jnp.ones(c.shape, bool) for c in classes}
     first = _Sweeps(jnp.zeros((), jnp.int32), start, duals, marks, largest)
     last = jax.lax.while_loop(
-        lambda s: (s.done < _MAX_SWEEPS) & (s.change > tolerance), sweep, first
+        lambda s: (s.done < _MAX_SWEEPS) & ((s.change > tolerance) | (s.done == 0)),
+        sweep,
+        first,
     )
-    new = last.x
-    for c, marks in zip(classes, last.alive, strict=True):
-        new = new | select_class(c, new, marks)
+    new = select_classes(classes, last.x, last.alive)
     return {p: x.astype(jnp.asarray(leaves[p]).dtype) for p, x in new.items()}
+
+
+def _largest(x: Array) -> Array:
+    """The largest absolute value among the finite entries."""
+    size = jnp.abs(x)
+    return jnp.max(jnp.where(jnp.isfinite(size), size, 0), initial=0)
+
+
+def _layers(classes: Classes) -> list[list[GroupClass]]:
+    """Classes in sets that share no entry, in order; inner ones before outer ones.
+
+    Every class joins the first set it does not cross, behind those of the classes that
+    lie inside it.
+    """
+    layers: list[list[GroupClass]] = []
+    taken: list[dict[str, list[tuple[Member, np.ndarray]]]] = []
+    for c in classes:
+        inner = [k for k, layer in enumerate(layers) if any(_inside(d, c) for d in layer)]
+        first = max(inner, default=-1) + 1
+        place = next(
+            (k for k in range(first, len(layers)) if not _meets(c, taken[k])),
+            len(layers),
+        )
+        if place == len(layers):
+            layers.append([])
+            taken.append({})
+        layers[place].append(c)
+        for member in c.members:
+            taken[place].setdefault(member.path, []).append((member, _used(member)))
+    return layers
+
+
+def _used(member: Member) -> np.ndarray:
+    """Which slices of a member are in a group."""
+    if member.ids is None:
+        return np.ones(math.prod(member.index_shape), bool)
+    return np.asarray(member.ids) >= 0
+
+
+def _meets(
+    group_class: GroupClass, taken: Mapping[str, list[tuple[Member, np.ndarray]]]
+) -> bool:
+    """Whether a class may share an entry with members that are there."""
+    for member in group_class.members:
+        used = _used(member)
+        for other, there in taken.get(member.path, ()):
+            alike = (member.view, member.kept) == (other.view, other.kept)
+            if (used & there).any() if alike else used.any() and there.any():
+                return True
+    return False
 
 
 def _weight(penalty: Penalty, group_class: GroupClass) -> float | Array:
@@ -231,21 +288,10 @@ def _members(classes: Classes) -> dict[str, list[Member]]:
     return members
 
 
-def _covered(members: list[Member]) -> Array:
-    """Which entries of a leaf are in a group; a scalar if all are."""
-    if any(member.ids is None for member in members):
-        return jnp.ones((), bool)
-    covered = jnp.zeros(members[0].shape, bool)
-    for member in members:
-        marks = to_slices(member, jnp.ones(max(member.ids or (0,)) + 1, bool), False)
-        covered |= jnp.broadcast_to(marks, member.view).reshape(member.shape)
-    return covered
-
-
 def _soft(leaf: Array, cut: Scalar) -> Array:
     """`sign(x) * max(|x| - cut, 0)`."""
     cut = jnp.asarray(cut, jnp.finfo(leaf.dtype).dtype)
-    return jnp.where(jnp.abs(leaf) > cut, leaf - cut * jnp.sign(leaf), 0)
+    return jnp.where(jnp.abs(leaf) <= cut, 0, leaf - cut * jnp.sign(leaf))
 
 
 def _wide(leaf: Array) -> Array:

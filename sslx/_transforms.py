@@ -20,7 +20,7 @@ from sslx._groups import (
     class_alive,
     flatten,
     present,
-    select_class,
+    select_classes,
     unflatten,
 )
 from sslx._penalties import GroupL0, Penalty, Scalar
@@ -195,7 +195,7 @@ def keep_zeros(
 
     def entries(updates: Leaves, params: Leaves) -> dict[str, Array]:
         return {
-            path: jnp.where(params[path] == 0, jnp.zeros_like(u), u)
+            path: jnp.where((params[path] == 0) & jnp.isfinite(u), jnp.zeros_like(u), u)
             for path, u in updates.items()
             if not isinstance(u, optax.MaskedNode)
         }
@@ -204,11 +204,8 @@ def keep_zeros(
         return _stateless(entries)
 
     def by_group(updates: Leaves, params: Leaves) -> dict[str, Array]:
-        new: dict[str, Array] = {}
-        for c in present(groups, params):
-            marks = class_alive(c, params)
-            new.update(select_class(c, updates | new, marks))
-        return new
+        classes = present(groups, params)
+        return select_classes(classes, updates, class_alive(classes, params))
 
     return _stateless(by_group)
 

@@ -21,12 +21,12 @@ from jaxtyping import Array, Bool, PyTree
 from sslx._classes import Groups
 from sslx._groups import (
     Leaves,
+    add_to_classes,
     flatten,
     present,
     scale,
-    scale_class,
-    select_class,
-    to_slices,
+    scale_classes,
+    select_classes,
     unflatten,
 )
 
@@ -118,7 +118,7 @@ class FixedSparsity(Gate):
 
     def open(self, alphas: Alphas) -> dict[str, Bool[Array, "..."]]:
         """The largest `n - round(sparsity * n)` of each class or of all."""
-        flat = {k: jnp.abs(a).reshape(-1) for k, a in alphas.items()}
+        flat = {k: _size(a).reshape(-1) for k, a in alphas.items()}
         if self.scope == "class":
             kept = {k: self._largest(a) for k, a in flat.items()}
         else:
@@ -132,6 +132,11 @@ class FixedSparsity(Gate):
         count = sizes.size - jnp.round(jnp.asarray(self.sparsity) * sizes.size)
         ranked = jnp.arange(sizes.size) < count
         return jnp.zeros(sizes.shape, bool).at[order].set(ranked)
+
+
+def _size(alpha: Array) -> Array:
+    """Absolute values; NaN counts as the largest, to be noticed."""
+    return jnp.where(jnp.isnan(alpha), jnp.inf, jnp.abs(alpha))
 
 
 def init(groups: Groups, params: PyTree) -> Parameters:
@@ -177,9 +182,8 @@ def fold(groups: Groups, parameters: Parameters, gate: Gate) -> PyTree:
     scaled = scale(groups, parameters.weights, parameters.alphas)
     leaves, treedef = flatten(scaled)
     marks = gate.open(parameters.alphas)
-    for c in present(groups, leaves):
-        if c.name in marks:
-            leaves.update(select_class(c, leaves, marks[c.name]))
+    classes = [c for c in present(groups, leaves) if c.name in marks]
+    leaves.update(select_classes(classes, leaves, marks))
     return unflatten(treedef, leaves)
 
 
@@ -246,17 +250,12 @@ def _slope_of_sum(
     """`w_i * prod nu(alpha_g)` with the factors held constant, plus `sum alpha_g`."""
     leaves, marks = _start(parameters, gate)
     classes = [c for c in present(groups, leaves) if c.name in marks]
-    slopes: dict[str, Array] = {}
-    for c in classes:
-        factors = jnp.where(marks[c.name], parameters.alphas[c.name], 0)
-        constant = jax.lax.stop_gradient(factors)
-        slopes.update(scale_class(c, leaves | slopes, constant))
-    for c in classes:
-        for member in c.members:
-            pull = to_slices(member, parameters.alphas[c.name], 0)
-            pull = jnp.broadcast_to(pull, member.view).reshape(member.shape)
-            slopes[member.path] += pull.astype(slopes[member.path].dtype)
-    return slopes
+    factors = {
+        c.name: jax.lax.stop_gradient(_gated(parameters.alphas, marks, c.name))
+        for c in classes
+    }
+    slopes = scale_classes(classes, leaves, factors)
+    return add_to_classes(classes, slopes, parameters.alphas)
 
 
 def _slope_of_chain(
@@ -264,13 +263,18 @@ def _slope_of_chain(
 ) -> dict[str, Array]:
     """`w_i * prod nu(alpha_g)` with `nu` straight through."""
     leaves, marks = _start(parameters, gate)
-    slopes: dict[str, Array] = {}
-    for c in present(groups, leaves):
-        if c.name in marks:
-            alpha = parameters.alphas[c.name]
-            factors = _with_slope(jnp.where(marks[c.name], alpha, 0), alpha)
-            slopes.update(scale_class(c, leaves | slopes, factors))
-    return slopes
+    classes = [c for c in present(groups, leaves) if c.name in marks]
+    factors = {
+        c.name: _with_slope(
+            _gated(parameters.alphas, marks, c.name), parameters.alphas[c.name]
+        )
+        for c in classes
+    }
+    return scale_classes(classes, leaves, factors)
+
+
+def _gated(alphas: Alphas, marks: Mapping[str, Array], name: str) -> Array:
+    return jnp.where(marks[name], alphas[name], 0)
 
 
 def _start(parameters: Parameters, gate: Gate) -> tuple[Leaves, dict[str, Array]]:

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from sslx._classes import Groups
-from sslx._groups import flatten, present, select_class, unflatten
+from sslx._groups import flatten, present, select_classes, unflatten
 from sslx.select._choose import Density, keep
 from sslx.select._scores import Scores, sum_abs
 
@@ -109,10 +109,9 @@ def _held(
     """The updates, but those of removed entries end at zero."""
     leaves, treedef = flatten(updates)
     old, _ = flatten(params)
-    for c in present(groups, old):
-        kept = select_class(c, leaves, masks[c.name])
-        stay = select_class(c, old, masks[c.name])
-        for path, update in kept.items():
-            leaves[path] = update - (old[path] - stay[path])
-            old[path] = stay[path]
+    classes = present(groups, old)
+    held = select_classes(classes, leaves, masks)
+    stay = select_classes(classes, old, masks)
+    for path, update in held.items():
+        leaves[path] = update - (old[path] - stay[path])
     return unflatten(treedef, leaves)

@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from sslx._classes import GroupClass, Groups, Member
-from sslx._groups import Leaves, flatten, present, scale, scale_class
+from sslx._groups import Leaves, flatten, present, scale
+from sslx._sites import sums_of
 
 __all__ = [
     "Loss",
@@ -52,7 +53,7 @@ def sum_abs(groups: Groups, params: PyTree) -> dict[str, Array]:
     Source: Mao et al. 2017 (from memory).
     """
     leaves, _ = flatten(params)
-    return {c.name: _sums(c, leaves) for c in present(groups, leaves)}
+    return sums_of(present(groups, leaves), leaves, jnp.abs)
 
 
 def only(groups: Groups, pattern: str) -> Groups:
@@ -258,15 +259,6 @@ def _loss_of_factors(
     groups: Groups, params: PyTree, loss: Loss, factors: Mapping[str, Array]
 ) -> Array:
     return loss(scale(groups, params, factors))
-
-
-def _sums(c: GroupClass, leaves: Leaves) -> Array:
-    """Sums of absolute values: the transpose of multiplying them by factors."""
-    wide = {m.path: _wide(jnp.abs(leaves[m.path])) for m in c.members}
-    product = lambda factors: scale_class(c, wide, factors)
-    dtype = jnp.result_type(*wide.values())
-    scaled, pull = jax.vjp(product, jnp.ones(c.shape, dtype))
-    return pull(jax.tree.map(jnp.ones_like, scaled))[0]
 
 
 def _wide(x: Array) -> Array:
