@@ -101,7 +101,8 @@ def _operations(
     Args:
       eqn: it takes the value once.
       value: its variable.
-      outer: the atom outside of all calls that an atom stands for; None for others.
+      outer: the atom outside of all calls that an atom stands for; None for others,
+        such as what was made of the value.
     """
     if len(eqn.outvars) != 1:
         return None
@@ -136,6 +137,7 @@ def _inside(
         return None
     given = dict(zip(body.invars, eqn.invars, strict=True))
     current = next(v for v, atom in given.items() if atom is value)
+    del given[current]
     converted: dict[Any, Number] = {}
 
     def read(atom: Any) -> Any:
