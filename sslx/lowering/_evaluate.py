@@ -87,14 +87,13 @@ def _evaluate(
         form = ways.form(conv, _jax_compat.scope(eqn))
         if form.kind == "direct" and not is_gradient(conv):
 
-            def plain(x: Any, w: Any, *operands: Any) -> Any:
-                y = _forms.run(form, conv, x, w)
+            def follow(y: Any, *operands: Any) -> Any:
                 return _epilogue.plainly(opened, place, epilogue, y, operands)
 
             given = to_canonical(eqn.params, *operands)
             given += [read(atom) for atom in epilogue.operands]
             with jax.named_scope(_jax_compat.scope(eqn)):
-                y = followed(conv, epilogue.steps, plain, *given)
+                y = followed(conv, epilogue.steps, follow, *given)
             env[after[-1].outvars[0]] = y
         else:
             step(eqn, form)

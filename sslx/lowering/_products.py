@@ -12,7 +12,6 @@ from sslx.lowering._taps import (
     extent,
     kept,
     kept_rows,
-    meets,
     padded,
     product,
     take,
@@ -77,7 +76,7 @@ def unrolled(conv: Conv, x: Array, w: Array) -> Array:
     for p in np.ndindex(*conv.out):
         taps, entries = [], []
         for axis, at in enumerate(p):
-            met = np.flatnonzero(meets(conv, axis)[at])
+            met = np.flatnonzero(conv.meets(axis)[at])
             taps.append(met)
             first = at * conv.strides[axis] - conv.padding[axis][0]
             entries.append(first + met * conv.rhs_dilation[axis])
@@ -89,7 +88,7 @@ def unrolled(conv: Conv, x: Array, w: Array) -> Array:
         axes = tuple(range(1, xs.ndim))
         outs.append(contracted(conv, xs, ws, (axes, tuple(a - 1 for a in axes))))
     out = jnp.stack(outs, axis=1)
-    return out.reshape(conv.lhs[0], *conv.out, conv.rhs[-1])
+    return out.reshape(conv.shape)
 
 
 def depthwise(conv: Conv, x: Array, w: Array) -> Array:
