@@ -146,7 +146,12 @@ def _whole(form: Form, conv: Conv, x: Array, w: Array) -> Array:
         return _split(conv, x, w, Form(form.inner))
     if form.kind == "phases":
         return _phases(conv, x, w, Form(form.inner))
-    return _FORMS[form.kind](conv, x, w)
+    wide = dataclasses.replace(conv, result=_WIDE.get(conv.result, conv.result))
+    return _FORMS[form.kind](wide, x, w).astype(conv.result)
+
+
+_WIDE = {"bfloat16": "float32", "float16": "float32"}
+"""What sums of parts are held in."""
 
 
 def live(conv: Conv) -> Conv:

@@ -1,7 +1,7 @@
 """Machine code as a JAX primitive, which is XLA's own form where it cannot be called."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array
@@ -11,6 +11,7 @@ from sslx import _jax_compat
 Axes = Sequence[int | None]
 
 
+@runtime_checkable
 class Program(Protocol):
     """What such a primitive computes: hashable, equal where the code is equal."""
 
