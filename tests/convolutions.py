@@ -11,12 +11,21 @@ import numpy as np
 
 from sslx.lowering import Columns, Conv
 
-FLOATS = ("float64", "float32", "bfloat16", "float16")
+DTYPES = (
+    "float64",
+    "float32",
+    "bfloat16",
+    "float16",
+    "bfloat16 to float32",
+    "float16 to float32",
+    "int32",
+    "int8 to int32",
+)
 
 
 @st.composite
 def convolutions(
-    draw: st.DrawFn, dtypes: tuple[str, ...] = FLOATS, largest: int = 6
+    draw: st.DrawFn, dtypes: tuple[str, ...] = DTYPES, largest: int = 6
 ) -> Conv:
     """All parameters of a convolution; results may be empty."""
     ndim = draw(st.integers(1, 2))
@@ -24,7 +33,8 @@ def convolutions(
     several = lambda values: tuple(draw(values) for _ in range(ndim))
     groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
     channels, filters = draw(few(4)), groups * draw(few(5))
-    window, dtype = several(few(4)), draw(st.sampled_from(dtypes))
+    window = several(few(4))
+    dtype, _, result = draw(st.sampled_from(dtypes)).partition(" to ")
     conv = Conv(
         lhs=(draw(st.sampled_from([1, 2, 4])), *several(few(largest)), groups * channels),
         rhs=(*window, channels, filters),
@@ -35,7 +45,7 @@ def convolutions(
         groups=groups,
         batch_groups=1,
         dtype=dtype,
-        result=dtype,
+        result=result or dtype,
         precision=None,
     )
     density = draw(st.sampled_from([0.1, 0.5, 0.9, 1.0]))
@@ -48,9 +58,10 @@ def convolutions(
 def operands(conv: Conv, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Of small numbers, which every dtype holds exactly; zero columns are zero."""
     rng = np.random.default_rng(seed)
-    x = rng.integers(-8, 9, conv.lhs) / 4
+    unit = 1 if "int" in conv.dtype else 4
+    x = rng.integers(-8, 9, conv.lhs) / unit
     w = rng.integers(-8, 9, (*conv.rhs[:-1], conv.groups, conv.rhs[-1] // conv.groups))
-    return x, (w / 4 * conv.mask[..., None]).reshape(conv.rhs)
+    return x, (w / unit * conv.mask[..., None]).reshape(conv.rhs)
 
 
 def in_float64(conv: Conv, x: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -86,7 +97,7 @@ def tolerance(conv: Conv) -> float:
     """What rounding may cost, of numbers of size 1 and their sums."""
     terms = max(1, math.prod(conv.rhs[:-1]))
     last = {"float64": 1e-13, "float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
-    return 4 * last[conv.dtype] * terms**0.5
+    return 4 * last.get(conv.result, 0) * terms**0.5
 
 
 def close(found: Any, conv: Conv, expected: np.ndarray) -> bool:

@@ -232,6 +232,12 @@ def dilated(size: int, distance: int) -> int:
     return (size - 1) * distance + 1 if size else 0
 
 
+def has_sizes(eqn: Any) -> bool:
+    """Whether all shapes of an equation are numbers, none of them symbolic."""
+    shapes = [getattr(atom.aval, "shape", ()) for atom in (*eqn.invars, *eqn.outvars)]
+    return all(isinstance(n, int) for shape in shapes for n in shape)
+
+
 def from_params(
     params: Mapping[str, Any],
     lhs: Any,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sslx import _jax_compat
-from sslx.lowering._conv import channels_are_last
+from sslx.lowering._conv import channels_are_last, has_sizes
 from sslx.lowering._sweep import Step
 
 _OPS = ("add", "sub", "mul", "div", "max", "min")
@@ -52,7 +52,7 @@ def epilogues(jaxpr: Any) -> dict[int, Epilogue]:
     found: dict[int, Epilogue] = {}
     claimed: set[int] = set()
     for k, eqn in reversed(list(enumerate(jaxpr.eqns))):
-        if eqn.primitive.name != "conv_general_dilated":
+        if eqn.primitive.name != "conv_general_dilated" or not has_sizes(eqn):
             continue
         value, taken, places = eqn.outvars[0], [], []
         while channels_are_last(eqn.params) and uses[value] == 1 and value in users:

@@ -56,8 +56,10 @@ def gather_columns(conv: Conv, x: Array, w: Array) -> Array:
             (1, 1, *strides),
         )
         rows.append(take(tap, keep, axis=0))
-    patches = jnp.concatenate(rows, axis=0)
-    out = contracted(conv, kept_rows(conv, w), patches, ((0,), (0,)))
+    # XLA has no product over first axes of a dtype other than the result's.
+    patches = jnp.concatenate(rows, axis=0).astype(conv.result)
+    filters = kept_rows(conv, w).astype(conv.result)
+    out = contracted(conv, filters, patches, ((0,), (0,)))
     return jnp.moveaxis(out, 0, -1)
 
 
