@@ -1,6 +1,7 @@
 """The only file that imports `jax.extend` or unstable JAX names."""
 
 import contextlib
+import functools
 from typing import Any
 
 import jax
@@ -78,3 +79,105 @@ def acts(eqn: Any) -> bool:
 def compile_time() -> Any:
     """Context in which operations on concrete arrays run now, under any trace."""
     return jax.ensure_compile_time_eval()
+
+
+def primitive(name: str, abstract: Any) -> Any:
+    """A new primitive of one result without effects.
+
+    Args:
+      name: of its equations.
+      abstract: of the operands' abstract values and the parameters, the result's.
+    """
+    from jax.extend.core import Primitive
+
+    new = Primitive(name)
+    new.def_abstract_eval(abstract)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(params: tuple[tuple[str, Any], ...], *operands: Any) -> Any:
+        return new.bind(*operands, **dict(params))
+
+    new.def_impl(lambda *operands, **params: run(tuple(params.items()), *operands))
+    return new
+
+
+def set_derivatives(new: Any, plain: Any) -> None:
+    """Give a primitive the derivatives of a function of its operands and parameters."""
+    from jax.interpreters import ad
+
+    def jvp(primals: Any, tangents: Any, **params: Any) -> Any:
+        moving = [k for k, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
+        along = _of_some(functools.partial(plain, **params), primals, moving)
+        points, directions = ([side[k] for k in moving] for side in (primals, tangents))
+        _, tangent = jax.jvp(along, points, directions)
+        return new.bind(*primals, **params), tangent
+
+    def transpose(cotangent: Any, *operands: Any, **params: Any) -> Any:
+        wanted = [k for k, o in enumerate(operands) if ad.is_undefined_primal(o)]
+        found: list[Any] = [None] * len(operands)
+        if not isinstance(cotangent, ad.Zero):
+            along = _of_some(functools.partial(plain, **params), operands, wanted)
+            avals = [operands[k].aval for k in wanted]
+            back = jax.linear_transpose(along, *avals)(cotangent)
+            for k, value in zip(wanted, back, strict=True):
+                found[k] = value
+        return found
+
+    ad.primitive_jvps[new] = jvp
+    ad.primitive_transposes[new] = transpose
+
+
+def _of_some(fn: Any, values: Any, places: list[int]) -> Any:
+    def run(*some: Any) -> Any:
+        given = dict(zip(places, some, strict=True))
+        return fn(*[given.get(k, value) for k, value in enumerate(values)])
+
+    return run
+
+
+def set_batching(new: Any, rule: Any) -> None:
+    """Let `rule(size, operands, axes, **params)` map a primitive over an axis.
+
+    It gives the result, whose first axis is the mapped one; axes are None for operands
+    that are not mapped.
+    """
+    from jax.interpreters import batching
+
+    def batched(operands: Any, axes: Any, **params: Any) -> Any:
+        (size, *_) = [
+            o.shape[a] for o, a in zip(operands, axes, strict=True) if a is not None
+        ]
+        return rule(size, operands, list(axes), **params), 0
+
+    batching.primitive_batchers[new] = batched
+
+
+def set_lowerings(new: Any, plain: Any, on_cpu: Any) -> None:
+    """Lower a primitive to one function on a CPU and to another one elsewhere.
+
+    `on_cpu` stands for code of this process and device: exported programs, and those
+    that a compiler is to partition over several devices, take `plain` there too.
+    """
+    from jax.interpreters import mlir
+
+    anywhere = mlir.lower_fun(plain, multiple_results=False)
+    here = mlir.lower_fun(on_cpu, multiple_results=False)
+
+    def lower(context: Any, *operands: Any, **params: Any) -> Any:
+        module = context.module_context
+        if module.lowering_parameters.for_export or _is_partitioned(module):
+            return anywhere(context, *operands, **params)
+        local = [jax.core.ShapedArray(a.shape, a.dtype) for a in context.avals_in]
+        return here(context.replace(avals_in=local), *operands, **params)
+
+    mlir.register_lowering(new, anywhere)
+    mlir.register_lowering(new, lower, platform="cpu")
+
+
+def _is_partitioned(module: Any) -> bool:
+    """Whether XLA spreads the operations of a module over several devices."""
+    axes = module.axis_context
+    if hasattr(axes, "manual_axes"):
+        names = set(axes.mesh.axis_names) - axes.manual_axes
+        return any(axes.mesh.shape[name] > 1 for name in names)
+    return getattr(axes, "num_devices", 1) > 1

@@ -27,7 +27,7 @@ class Columns:
     """
 
     shape: tuple[int, ...]
-    bits: bytes
+    bits: bytes = dataclasses.field(repr=False)
 
     @classmethod
     def of(cls, mask: np.ndarray) -> "Columns | None":
@@ -101,7 +101,7 @@ class Conv:
     def out(self) -> tuple[int, ...]:
         """Spatial sizes of the output."""
         return tuple(
-            (dilated(n, a) + sum(pad) - dilated(k, b)) // s + 1
+            max(0, (dilated(n, a) + sum(pad) - dilated(k, b)) // s + 1)
             for n, a, pad, k, b, s in zip(
                 self.image,
                 self.lhs_dilation,
@@ -113,6 +113,16 @@ class Conv:
             )
         )
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of `y`."""
+        return (self.lhs[0] // self.batch_groups, *self.out, self.rhs[-1])
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether an operand or the result has no entries."""
+        return 0 in (*self.lhs, *self.rhs, *self.out)
+
     @functools.cached_property
     def mask(self) -> Bool[np.ndarray, "*window I groups"]:
         """The columns that are not zero."""
@@ -122,9 +132,36 @@ class Conv:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of the columns that are not zero, padding included."""
-        per_column = math.prod(self.out) * self.lhs[0] * self.rhs[-1] // self.groups
-        return int(self.mask.sum()) * per_column
+        """Multiply-accumulates of the columns that are not zero.
+
+        Padding counts, the holes of a dilated input do not.
+        """
+        if any(d > 1 for d in self.lhs_dilation):
+            return self.macs_inside
+        return self._macs(np.full(self.window, math.prod(self.out)))
+
+    @property
+    def macs_inside(self) -> int:
+        """The same without padding."""
+        taps = np.ones((), int)
+        for axis in range(len(self.window)):
+            taps = np.multiply.outer(taps, self.meets(axis).sum(0))
+        return self._macs(taps)
+
+    def _macs(self, positions: np.ndarray) -> int:
+        """Of taps that are used at so many positions each."""
+        columns = self.mask.sum((-2, -1))
+        filters = self.rhs[-1] // self.groups // self.batch_groups
+        return int((columns * positions).sum()) * self.lhs[0] * filters
+
+    def meets(self, axis: int) -> Bool[np.ndarray, "positions taps"]:
+        """Whether a tap meets an entry of the image at an output position."""
+        positions = np.arange(self.out[axis]) * self.strides[axis]
+        taps = np.arange(self.window[axis]) * self.rhs_dilation[axis]
+        entry = positions[:, None] + taps - self.padding[axis][0]
+        hole = self.lhs_dilation[axis]
+        inside = (entry >= 0) & (entry < dilated(self.image[axis], hole))
+        return inside & (entry % hole == 0)
 
     @functools.cached_property
     def key(self) -> str:
@@ -148,12 +185,18 @@ class Conv:
         return cls(**fields)
 
     def run(self, x: Array, w: Array) -> Array:
-        """XLA's own convolution."""
+        """XLA's own convolution.
+
+        Negative padding is cut off before: with it XLA is wrong in half precision.
+        """
+        x, padding = self._cut(x)
+        if self.is_empty or 0 in x.shape[1:-1]:
+            return jnp.zeros(self.shape, self.result)
         return jax.lax.conv_general_dilated(
             x,
             w,
             self.strides,
-            self.padding,
+            padding,
             self.lhs_dilation,
             self.rhs_dilation,
             dimension_numbers=_canonical(len(self.lhs)),
@@ -162,6 +205,20 @@ class Conv:
             precision=self.precision,
             preferred_element_type=jnp.dtype(self.result),
         )
+
+    def _cut(self, x: Array) -> tuple[Array, Pads]:
+        """The image without what negative padding removes, and the padding left."""
+        bounds, padding = [], []
+        for n, hole, sides in zip(
+            self.image, self.lhs_dilation, self.padding, strict=True
+        ):
+            cuts = [min(n, -(min(side, 0) // hole)) for side in sides]
+            left = [side + cut * hole for side, cut in zip(sides, cuts, strict=True)]
+            bounds.append((cuts[0], max(cuts[0], n - cuts[1])))
+            padding.append(tuple(left))
+        if any(side < 0 for sides in self.padding for side in sides):
+            x = x[(slice(None), *(slice(*bound) for bound in bounds))]
+        return x, tuple(padding)
 
 
 def _tuples(value: Any) -> Any:
@@ -173,6 +230,12 @@ def _tuples(value: Any) -> Any:
 def dilated(size: int, distance: int) -> int:
     """Length of `size` entries at a distance."""
     return (size - 1) * distance + 1 if size else 0
+
+
+def has_sizes(eqn: Any) -> bool:
+    """Whether all shapes of an equation are numbers, none of them symbolic."""
+    shapes = [getattr(atom.aval, "shape", ()) for atom in (*eqn.invars, *eqn.outvars)]
+    return all(isinstance(n, int) for shape in shapes for n in shape)
 
 
 def from_params(

@@ -1,9 +1,10 @@
 """Direct convolution: machine code that reads only the columns that are not zero."""
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,22 +12,23 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sslx.lowering import _llvm, _sweep, _sweep_code
-from sslx.lowering._conv import Conv, dilated
+from sslx.lowering._conv import Columns, Conv, dilated
 from sslx.lowering._llvm import Machine
+from sslx.lowering._primitive import Axes, machine_code
 from sslx.lowering._sweep import Step
 
 
 def unfit(conv: Conv) -> str | None:
     """Why a convolution cannot be computed directly, or None."""
-    if _llvm.machine() is None or jax.default_backend() != "cpu":
+    if _llvm.machine() is None:
         return "there is no code for this device"
     if conv.batch_groups > 1:
         return "it has groups of images"
     if conv.dtype not in ("float32", "float64") or conv.result != conv.dtype:
         return f"there is no code for {conv.dtype} to {conv.result}"
-    if not conv.window or not math.prod(conv.lhs) * math.prod(conv.out):
+    if not conv.window or conv.is_empty:
         return "it has no image"
-    if max(math.prod(conv.lhs), math.prod(conv.rhs)) >= 1 << 31:
+    if max(map(math.prod, (conv.lhs, conv.rhs, conv.shape))) >= 1 << 31:
         return "it is too large for 32-bit offsets"
     return None
 
@@ -48,19 +50,17 @@ def is_gradient(conv: Conv) -> bool:
 def direct(
     conv: Conv, x: Float[Array, "*lhs"], w: Float[Array, "*rhs"]
 ) -> Float[Array, "N *out O"]:
-    """The convolution, where it is not `unfit`.
+    """The convolution, where it is not `unfit`, as one equation `direct_conv`.
 
-    Its derivatives are left to XLA, `jax.vmap` computes one after the other, and
-    operands that are spread over several devices are brought together first.
+    Derivatives and devices other than CPUs take XLA's convolution.
     """
-    return followed(conv, (), functools.partial(_by_xla, conv), x, w)
+    return _direct_conv(Direct(conv), x, w)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def followed(
     conv: Conv,
     epilogue: tuple[Step, ...],
-    plain: Callable[..., Array],
+    follow: Callable[..., Array],
     x: Float[Array, "*lhs"],
     w: Float[Array, "*rhs"],
     *operands: Array,
@@ -70,14 +70,116 @@ def followed(
     Args:
       conv: what to compute; with an epilogue not a weight gradient.
       epilogue: the operations.
-      plain: the same function of `x`, `w` and the operands, which is differentiated.
+      follow: the same, as a function of the result and the operands, which is
+        differentiated.
       x: shape `conv.lhs`.
       w: shape `conv.rhs`.
       *operands: of the epilogue, those with one number per filter first.
     """
-    machine = _llvm.machine()
-    assert machine is not None, "see `unfit`"
-    return swept(conv, machine, is_gradient(conv), epilogue, x, w, *operands)
+    return _direct_conv(Direct(conv, epilogue, follow), x, w, *operands)
+
+
+@dataclasses.dataclass(frozen=True)
+class Direct:
+    """The parameter of an equation `direct_conv`, whose operands are `followed`'s.
+
+    Attributes:
+      conv: what to compute.
+      epilogue: operations on the result.
+      follow: the same as a function.
+    """
+
+    conv: Conv
+    epilogue: tuple[Step, ...] = ()
+    follow: Callable[..., Array] | None = dataclasses.field(
+        default=None, compare=False, repr=False
+    )
+
+    def plain(self, x: Array, w: Array, *operands: Array) -> Array:
+        if self.follow is None:
+            return self.conv.run(x, masked(self.conv, w))
+        return self.follow(direct(self.conv, x, w), *operands)
+
+    def code(self, x: Array, w: Array, *operands: Array) -> Array:
+        machine = _llvm.machine()
+        assert machine is not None, "see `unfit`"
+        gradient = is_gradient(self.conv)
+        return swept(self.conv, machine, gradient, self.epilogue, x, w, *operands)
+
+    def mapped(self, size: int, operands: Sequence[Array], axes: Axes) -> Array:
+        """More images where one kernel serves all, else more groups of filters."""
+        first = 2 + sum(step.kind == "filter" for step in self.epilogue)
+        of_images = [k == 0 or k >= first for k in range(len(operands))]
+        shared = all(of_images[k] or axis is None for k, axis in enumerate(axes))
+        conv = _more_images(self.conv, size) if shared else _more_groups(self.conv, size)
+        if unfit(conv) or (is_gradient(self.conv) and not shared):
+            return jax.vmap(self.plain, tuple(axes))(*operands)
+        join = _Join(size, 0 if shared else -1)
+        joined = [images or not shared for images in of_images]
+        given = [
+            join.together(operand, axis) if many else operand
+            for operand, axis, many in zip(operands, axes, joined, strict=True)
+        ]
+        follow = self.follow and join.around(self.follow, joined[2:])
+        program = Direct(conv, self.epilogue, follow)
+        return join.apart(_direct_conv(program, *given))
+
+
+_direct_conv = machine_code("direct_conv")
+
+
+class _Join(NamedTuple):
+    """Arrays of several calls as one, along an axis that they have: the first or last.
+
+    Attributes:
+      size: how many calls.
+      axis: 0 or -1; the calls are its slower part.
+    """
+
+    size: int
+    axis: int
+
+    def together(self, array: Array, axis: int | None) -> Array:
+        if axis is None:
+            array, axis = jnp.broadcast_to(array, (self.size, *array.shape)), 0
+        array = jnp.moveaxis(array, axis, 2 * self.axis)
+        if self.axis == 0:
+            return array.reshape(-1, *array.shape[2:])
+        return array.reshape(*array.shape[:-2], -1)
+
+    def apart(self, array: Array) -> Array:
+        if self.axis == 0:
+            return array.reshape(self.size, -1, *array.shape[1:])
+        return jnp.moveaxis(array.reshape(*array.shape[:-1], self.size, -1), -2, 0)
+
+    def around(
+        self, fn: Callable[..., Array], joined: Sequence[bool]
+    ) -> Callable[..., Array]:
+        """A function of joined arrays, and of operands of which some are joined."""
+
+        def run(y: Array, *operands: Array) -> Array:
+            given = [
+                self.apart(operand) if many else operand
+                for operand, many in zip(operands, joined, strict=True)
+            ]
+            axes = (0, *[0 if many else None for many in joined])
+            return self.together(jax.vmap(fn, axes)(self.apart(y), *given), 0)
+
+        return run
+
+
+def _more_images(conv: Conv, size: int) -> Conv:
+    return dataclasses.replace(conv, lhs=(size * conv.lhs[0], *conv.lhs[1:]))
+
+
+def _more_groups(conv: Conv, size: int) -> Conv:
+    return dataclasses.replace(
+        conv,
+        lhs=(*conv.lhs[:-1], size * conv.lhs[-1]),
+        rhs=(*conv.rhs[:-1], size * conv.rhs[-1]),
+        groups=size * conv.groups,
+        columns=Columns.of(np.tile(conv.mask, size)),
+    )
 
 
 def swept(
@@ -101,7 +203,6 @@ def swept(
       *operands: of the epilogue.
     """
     plan = _plan(conv, machine, gradient, epilogue)
-    shape = (conv.lhs[0], *conv.out, conv.rhs[-1])
     shares = plan.shares if gradient else 1
     x_order, w_order = _sweep.memory_order(conv, gradient)
     per_filter = [o.reshape(-1) for o in operands[: plan.per_filter]]
@@ -109,10 +210,9 @@ def swept(
     call = jax.ffi.ffi_call(
         _sweep_code.target(plan),
         (
-            jax.ShapeDtypeStruct((shares, *shape), x.dtype),
+            jax.ShapeDtypeStruct((shares, *conv.shape), x.dtype),
             jax.ShapeDtypeStruct((_sweep_code.scratch_size(plan),), x.dtype),
         ),
-        vmap_method="sequential",
         input_layouts=(
             x_order,
             w_order if plan.fold == 1 else None,
@@ -120,62 +220,20 @@ def swept(
         ),
     )
     if gradient or conv.rhs[-2] == 1:  # one list of columns serves all groups
-        w = _masked(conv, w)
+        w = masked(conv, w)
     if plan.fold > 1:
         rows = w.reshape(-1, plan.fold, conv.rhs[-1]).swapaxes(1, 2)
         free = plan.lanes // plan.fold - conv.rhs[-1]
         w = jnp.pad(rows, ((0, 0), (0, free), (0, 0)))
-    y, _ = call(x, w, *more, **_counts(conv, plan))
-    return y.sum(0) if shares > 1 else y.reshape(shape)
-
-
-def _counts(conv: Conv, plan: _sweep.Sweep) -> dict[str, np.int64 | str]:
-    """What `sslx.measure.cost` reads: multiply-adds, and the kernel's shape."""
-    inside = plan.macs_inside
-    whole = inside if any(d > 1 for d in conv.lhs_dilation) else conv.macs
-    return {
-        "macs": np.int64(whole),
-        "macs_inside": np.int64(inside),
-        "kernel": " ".join(map(str, conv.rhs)),
-    }
+    y, _ = call(x, w, *more)
+    return y.sum(0) if shares > 1 else y.reshape(conv.shape)
 
 
 _plan = functools.lru_cache(1024)(_sweep.plan)
 
 
-def _by_xla(conv: Conv, x: Array, w: Array) -> Array:
-    return conv.run(x, _masked(conv, w))
-
-
-@functools.partial(followed.defjvp, symbolic_zeros=True)
-def _jvp(
-    conv: Conv,
-    epilogue: tuple[Step, ...],
-    plain: Callable[..., Array],
-    primals: Any,
-    tangents: Any,
-) -> tuple[Any, Any]:
-    y = followed(conv, epilogue, plain, *primals)
-    moving = [k for k, tangent in enumerate(tangents) if not _is_zero(tangent)]
-    if not moving:
-        return y, jax.custom_derivatives.SymbolicZero.from_primal_value(y)
-
-    def along(*values: Any) -> Any:
-        given = list(primals)
-        for k, value in zip(moving, values, strict=True):
-            given[k] = value
-        return plain(*given)
-
-    points, directions = ([side[k] for k in moving] for side in (primals, tangents))
-    _, tangent = jax.jvp(along, points, directions)
-    return y, tangent
-
-
-def _is_zero(tangent: object) -> bool:
-    return isinstance(tangent, jax.custom_derivatives.SymbolicZero)
-
-
-def _masked(conv: Conv, w: Array) -> Array:
+def masked(conv: Conv, w: Float[Array, "*rhs"]) -> Float[Array, "*rhs"]:
+    """The kernel with zeros in its zero columns."""
     if conv.columns is None:
         return w
     by_group = w.reshape(*conv.rhs[:-1], conv.groups, -1)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sslx import _jax_compat
-from sslx.lowering._conv import channels_are_last
+from sslx.lowering._conv import channels_are_last, has_sizes
 from sslx.lowering._sweep import Step
 
 _OPS = ("add", "sub", "mul", "div", "max", "min")
@@ -52,7 +52,7 @@ def epilogues(jaxpr: Any) -> dict[int, Epilogue]:
     found: dict[int, Epilogue] = {}
     claimed: set[int] = set()
     for k, eqn in reversed(list(enumerate(jaxpr.eqns))):
-        if eqn.primitive.name != "conv_general_dilated":
+        if eqn.primitive.name != "conv_general_dilated" or not has_sizes(eqn):
             continue
         value, taken, places = eqn.outvars[0], [], []
         while channels_are_last(eqn.params) and uses[value] == 1 and value in users:
@@ -101,7 +101,8 @@ def _operations(
     Args:
       eqn: it takes the value once.
       value: its variable.
-      outer: the atom outside of all calls that an atom stands for; None for others.
+      outer: the atom outside of all calls that an atom stands for; None for others,
+        such as what was made of the value.
     """
     if len(eqn.outvars) != 1:
         return None
@@ -136,6 +137,7 @@ def _inside(
         return None
     given = dict(zip(body.invars, eqn.invars, strict=True))
     current = next(v for v, atom in given.items() if atom is value)
+    del given[current]
     converted: dict[Any, Number] = {}
 
     def read(atom: Any) -> Any:

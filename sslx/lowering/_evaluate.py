@@ -12,7 +12,13 @@ import numpy as np
 
 from sslx import _jax_compat
 from sslx.lowering import _epilogue, _forms
-from sslx.lowering._conv import Conv, from_canonical, from_params, to_canonical
+from sslx.lowering._conv import (
+    Conv,
+    from_canonical,
+    from_params,
+    has_sizes,
+    to_canonical,
+)
 from sslx.lowering._direct import followed, is_gradient
 from sslx.lowering._epilogue import Epilogue
 from sslx.lowering._forms import Form
@@ -87,14 +93,13 @@ def _evaluate(
         form = ways.form(conv, _jax_compat.scope(eqn))
         if form.kind == "direct" and not is_gradient(conv):
 
-            def plain(x: Any, w: Any, *operands: Any) -> Any:
-                y = _forms.run(form, conv, x, w)
+            def follow(y: Any, *operands: Any) -> Any:
                 return _epilogue.plainly(opened, place, epilogue, y, operands)
 
             given = to_canonical(eqn.params, *operands)
             given += [read(atom) for atom in epilogue.operands]
             with _jax_compat.in_scope(_jax_compat.scope(eqn)):
-                y = followed(conv, epilogue.steps, plain, *given)
+                y = followed(conv, epilogue.steps, follow, *given)
             env[after[-1].outvars[0]] = y
         else:
             step(eqn, form)
@@ -120,20 +125,9 @@ def _equation(
     form: Form | None,
 ) -> list[Any]:
     name, params = eqn.primitive.name, dict(eqn.params)
-    if name == "conv_general_dilated":
-        conv = from_params(params, *operands, alive=known[1])
-        form = form or ways.form(conv, _jax_compat.scope(eqn))
-        if form.kind != "xla":
-            out = _forms.run(form, conv, *to_canonical(params, *operands))
-            return [from_canonical(params, out)]
-    if ways.reductions and len(operands) == 1:
-        total = reduced(eqn.primitive, params, operands[0])
-        if total is not None:
-            return [total]
-    if ways.reductions and name == "gather":
-        taken = moved(params, *operands)
-        if taken is not None:
-            return [taken]
+    other = _other_form(eqn, ways, operands, known, form) if has_sizes(eqn) else None
+    if other is not None:
+        return [other]
     if name in _jax_compat.CALLS:
         body = params[_jax_compat.CALLS[name]]
         alive = {k: m for k, m in enumerate(known) if m is not None}
@@ -146,14 +140,35 @@ def _equation(
         return list(keep(*operands))
     else:
         for key, value in params.items():
-            if isinstance(value, _jax_compat.ClosedJaxpr):
+            if isinstance(value, tuple):
+                parts = [_rewritten(part, ways) for part in value]
+                named = getattr(value, "_make", None)
+                params[key] = named(parts) if named else tuple(parts)
+            else:
                 params[key] = _rewritten(value, ways)
-            elif isinstance(value, tuple) and any(map(_jax_compat.is_jaxpr, value)):
-                params[key] = tuple(_rewritten(v, ways) for v in value)
-    early = _finds_slices(eqn, operands)
+    early = has_sizes(eqn) and _finds_slices(eqn, operands)
     with _jax_compat.compile_time() if early else contextlib.nullcontext():
         out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(params))
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def _other_form(
+    eqn: Any, ways: Ways, operands: list[Any], known: list[Alive], form: Form | None
+) -> Any | None:
+    """The result where it is not left to XLA, else None."""
+    name, params = eqn.primitive.name, eqn.params
+    if name == "conv_general_dilated":
+        conv = from_params(params, *operands, alive=known[1])
+        form = form or ways.form(conv, _jax_compat.scope(eqn))
+        if form.kind == "xla":
+            return None
+        out = _forms.run(form, conv, *to_canonical(params, *operands))
+        return from_canonical(params, out)
+    if ways.reductions and len(operands) == 1:
+        return reduced(eqn.primitive, params, operands[0])
+    if ways.reductions and name == "gather":
+        return moved(params, *operands)
+    return None
 
 
 def _finds_slices(eqn: Any, operands: list[Any]) -> bool:
@@ -182,10 +197,13 @@ def _body(jaxpr: Any, ways: Ways, *arrays: Any) -> list[Any]:
     return _evaluate(jaxpr, ways, {}, arrays)
 
 
-def _rewritten(jaxpr: Any, ways: Ways) -> Any:
-    if not (ways.reductions or has_convolution(jaxpr)):
-        return jaxpr
-    return jax.make_jaxpr(functools.partial(_body, jaxpr, ways))(*jaxpr.in_avals)
+def _rewritten(value: Any, ways: Ways) -> Any:
+    """A parameter of an equation, other forms in it where it is a closed jaxpr."""
+    if not isinstance(value, _jax_compat.ClosedJaxpr):
+        return value
+    if not (ways.reductions or has_convolution(value)):
+        return value
+    return jax.make_jaxpr(functools.partial(_body, value, ways))(*value.in_avals)
 
 
 def has_convolution(jaxpr: Any) -> bool:

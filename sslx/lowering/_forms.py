@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from sslx.lowering import _direct, _products
 from sslx.lowering._conv import Columns, Conv
-from sslx.lowering._taps import meets, take
+from sslx.lowering._taps import take
 
 Kind = Literal[
     "xla",
@@ -104,6 +104,8 @@ def applies(form: Form, conv: Conv) -> str | None:
         return _direct.unfit(conv) or ("it has no chunks" if form.chunk else None)
     if conv.batch_groups > 1:
         return "it has groups of images"
+    if conv.is_empty:
+        return "it has no entries"
     whole = conv.lhs[0]
     if form.chunk and (whole % form.chunk or form.chunk >= whole):
         return f"{whole} do not come in chunks of {form.chunk}"
@@ -139,22 +141,24 @@ def _whole(form: Form, conv: Conv, x: Array, w: Array) -> Array:
         return conv.run(x, w)
     conv = live(conv)
     if not conv.mask.any():
-        shape = (conv.lhs[0], *conv.out, conv.rhs[-1])
-        return jnp.zeros(shape, conv.result)
+        return jnp.zeros(conv.shape, conv.result)
     if form.kind == "split":
         return _split(conv, x, w, Form(form.inner))
     if form.kind == "phases":
         return _phases(conv, x, w, Form(form.inner))
-    return _FORMS[form.kind](conv, x, w)
+    wide = dataclasses.replace(conv, result=_WIDE.get(conv.result, conv.result))
+    return _FORMS[form.kind](wide, x, w).astype(conv.result)
+
+
+_WIDE = {"bfloat16": "float32", "float16": "float32"}
+"""What sums of parts are held in."""
 
 
 def live(conv: Conv) -> Conv:
     """Without the columns that only ever meet padding."""
-    if any(d > 1 for d in conv.lhs_dilation):
-        return conv
     mask = conv.mask
     for axis in range(len(conv.window)):
-        met = meets(conv, axis).any(0)
+        met = conv.meets(axis).any(0)
         mask = mask & met.reshape([-1 if a == axis else 1 for a in range(mask.ndim)])
     return dataclasses.replace(conv, columns=Columns.of(mask))
 

@@ -1,17 +1,19 @@
 """Channels at known places, by machine code: XLA on a CPU moves them one by one."""
 
-import functools
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sslx import _jax_compat
 from sslx.lowering import _llvm
 from sslx.lowering._llvm import WIDE
+from sslx.lowering._primitive import Axes, machine_code
 
 _FEWEST = 4096
 _MOST_CHANNELS = 4096
@@ -31,7 +33,7 @@ def _source(
     numbers, last = params["dimension_numbers"], np.ndim(x) - 1
     if _jax_compat.is_traced(indices) or _llvm.machine() is None or last < 1:
         return None
-    if jax.default_backend() != "cpu" or x.dtype not in (np.float32, np.float64):
+    if x.dtype not in (np.float32, np.float64):
         return None
     whole = (*x.shape[:-1], 1)
     plain = (
@@ -54,29 +56,42 @@ def _source(
     return np.where(outside, -1, places)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def take_channels(
     source: tuple[int, ...], x: Float[Array, "*positions channels"]
 ) -> Float[Array, "*positions taken"]:
     """`y[..., k] = x[..., source[k]]`, and 0 where `source[k]` is -1.
 
-    Its derivatives are left to XLA, and `jax.vmap` computes one after the other.
+    One equation `take_channels`; derivatives and devices other than CPUs take XLA's
+    gather.
     """
-    shape = (*x.shape[:-1], len(source))
-    call = jax.ffi.ffi_call(
-        _llvm.named(_take_source(source, x.shape, x.dtype.name), _NO_TABLE),
-        jax.ShapeDtypeStruct(shape, x.dtype),
-        vmap_method="sequential",
-    )
-    return call(x)
+    return _take(Take(source), x)
 
 
-@take_channels.defjvp
-def _jvp(source: tuple[int, ...], primals: Any, tangents: Any) -> tuple[Any, Any]:
-    places = np.asarray(source)
-    places = np.where(places < 0, primals[0].shape[-1], places)
-    tangent = tangents[0].at[..., places].get(mode="fill", fill_value=0)
-    return take_channels(source, *primals), tangent
+@dataclasses.dataclass(frozen=True)
+class Take:
+    """The parameter of an equation `take_channels`: channels of its operand, or -1."""
+
+    source: tuple[int, ...]
+
+    def plain(self, x: Array) -> Array:
+        places = np.asarray(self.source, int)
+        places = np.where(places < 0, x.shape[-1], places)
+        return x.at[..., places].get(mode="fill", fill_value=0)
+
+    def code(self, x: Array) -> Array:
+        if not x.size or not self.source:
+            return self.plain(x)
+        text = _take_source(self.source, x.shape, x.dtype.name)
+        shape = (*x.shape[:-1], len(self.source))
+        result = jax.ShapeDtypeStruct(shape, x.dtype)
+        return jax.ffi.ffi_call(_llvm.named(text, _NO_TABLE), result)(x)
+
+    def mapped(self, size: int, operands: Sequence[Array], axes: Axes) -> Array:
+        del size
+        return _take(self, jnp.moveaxis(operands[0], axes[0] or 0, 0))
+
+
+_take = machine_code("take_channels")
 
 
 def _take_source(source: tuple[int, ...], shape: tuple[int, ...], dtype: str) -> str:

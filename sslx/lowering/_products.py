@@ -12,7 +12,6 @@ from sslx.lowering._taps import (
     extent,
     kept,
     kept_rows,
-    meets,
     padded,
     product,
     take,
@@ -57,8 +56,10 @@ def gather_columns(conv: Conv, x: Array, w: Array) -> Array:
             (1, 1, *strides),
         )
         rows.append(take(tap, keep, axis=0))
-    patches = jnp.concatenate(rows, axis=0)
-    out = contracted(conv, kept_rows(conv, w), patches, ((0,), (0,)))
+    # XLA has no product over first axes of a dtype other than the result's.
+    patches = jnp.concatenate(rows, axis=0).astype(conv.result)
+    filters = kept_rows(conv, w).astype(conv.result)
+    out = contracted(conv, filters, patches, ((0,), (0,)))
     return jnp.moveaxis(out, 0, -1)
 
 
@@ -77,7 +78,7 @@ def unrolled(conv: Conv, x: Array, w: Array) -> Array:
     for p in np.ndindex(*conv.out):
         taps, entries = [], []
         for axis, at in enumerate(p):
-            met = np.flatnonzero(meets(conv, axis)[at])
+            met = np.flatnonzero(conv.meets(axis)[at])
             taps.append(met)
             first = at * conv.strides[axis] - conv.padding[axis][0]
             entries.append(first + met * conv.rhs_dilation[axis])
@@ -89,7 +90,7 @@ def unrolled(conv: Conv, x: Array, w: Array) -> Array:
         axes = tuple(range(1, xs.ndim))
         outs.append(contracted(conv, xs, ws, (axes, tuple(a - 1 for a in axes))))
     out = jnp.stack(outs, axis=1)
-    return out.reshape(conv.lhs[0], *conv.out, conv.rhs[-1])
+    return out.reshape(conv.shape)
 
 
 def depthwise(conv: Conv, x: Array, w: Array) -> Array:

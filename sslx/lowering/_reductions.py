@@ -24,7 +24,7 @@ def reduced(primitive: Any, params: Mapping[str, Any], x: Any) -> Any | None:
         return None
     if primitive.name == "reduce_sum":
         return summed(x, params["axes"])
-    if primitive.name in _POOLS and _is_small(params):
+    if primitive.name in _POOLS and _is_small(params, x.shape):
         return _pooled(primitive, tuple(params.items()), x)
     return None
 
@@ -44,10 +44,16 @@ def summed(x: Any, axes: tuple[int, ...]) -> Any | None:
     return total.reshape(x.shape[len(axes) :])
 
 
-def _is_small(params: Mapping[str, Any]) -> bool:
+def _is_small(params: Mapping[str, Any], shape: tuple[int, ...]) -> bool:
+    """Whether a pool has few shifts, no dilation, and a result that is not empty."""
+    window = params["window_dimensions"]
     dilations = (*params["base_dilation"], *params["window_dilation"])
-    shifts = sum(k for k in params["window_dimensions"] if k > 1)
-    return all(d == 1 for d in dilations) and shifts <= _MOST_SHIFTS
+    shifts = sum(k for k in window if k > 1)
+    filled = all(
+        n + low + high >= k > 0
+        for n, (low, high), k in zip(shape, params["padding"], window, strict=True)
+    )
+    return all(d == 1 for d in dilations) and shifts <= _MOST_SHIFTS and filled
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))

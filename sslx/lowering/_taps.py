@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 
 from sslx.lowering._conv import Conv, dilated
 
@@ -50,14 +50,6 @@ def kept(conv: Conv) -> list[tuple[tuple[int, ...], np.ndarray]]:
 def kept_rows(conv: Conv, w: Array) -> Array:
     keep = np.flatnonzero(conv.mask[..., 0])
     return take(w.reshape(-1, conv.rhs[-1]), keep, axis=0)
-
-
-def meets(conv: Conv, axis: int) -> Bool[np.ndarray, "positions taps"]:
-    """Whether a tap meets the image, rather than padding, at an output position."""
-    positions = np.arange(conv.out[axis]) * conv.strides[axis]
-    taps = np.arange(conv.window[axis]) * conv.rhs_dilation[axis]
-    entry = positions[:, None] + taps - conv.padding[axis][0]
-    return (entry >= 0) & (entry < conv.image[axis])
 
 
 def as_slice(indices: np.ndarray) -> slice:

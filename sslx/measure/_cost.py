@@ -210,8 +210,7 @@ class _Walk:
     def step(self, eqn: Any, ins: list[_Origin], times: int) -> list[_Origin]:
         """Walk one equation."""
         name = eqn.primitive.name
-        counted = name == "ffi_call" and "macs" in dict(eqn.params["attributes"])
-        if name in ("conv_general_dilated", "dot_general") or counted:
+        if name in ("conv_general_dilated", "dot_general", "direct_conv"):
             self.layers.append(self.layer(eqn, ins, times))
         elif name == "scan":
             return self.scan(eqn, ins, times)
@@ -287,18 +286,16 @@ class _Walk:
             carry = joined
 
     def layer(self, eqn: Any, ins: list[_Origin], times: int) -> LayerCost:
-        lhs, rhs = (atom.aval for atom in eqn.invars)
+        lhs, rhs = (atom.aval for atom in eqn.invars[:2])
         out = eqn.outvars[0].aval
         if eqn.primitive.name == "dot_general":
             kind, fixed = "dot", [i for i in (0, 1) if not ins[i].data]
             (contracted, _), _ = eqn.params["dimension_numbers"]
             macs = math.prod(out.shape) * math.prod(lhs.shape[a] for a in contracted)
             inside = macs
-        elif eqn.primitive.name == "ffi_call":
-            kind, fixed, said = "conv", [1], dict(eqn.params["attributes"])
-            macs, inside = int(said["macs"]), int(said["macs_inside"])
-            shape = tuple(map(int, said["kernel"].split()))
-            rhs = jax.ShapeDtypeStruct(shape, rhs.dtype)
+        elif eqn.primitive.name == "direct_conv":
+            kind, fixed, conv = "conv", [1], eqn.params["program"].conv
+            macs, inside = conv.macs, conv.macs_inside
         else:
             kind, fixed = "conv", [1]
             macs, inside = _conv_macs(eqn.params, lhs.shape, rhs.shape, out.shape)
