@@ -4,18 +4,21 @@ Sizes that the arrays allow (`_sizes`) are tried until the module runs and compu
 it did; what remains open is asked for.
 """
 
+import dataclasses
 import difflib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
-from sslx._compact import Compact, compact
+from sslx._compact import Compact, apply_plan, compact
+from sslx._groups import flatten, unflatten
 from sslx.adapters import _sizes
-from sslx.adapters._runs import Failure, Side, compare, concrete
+from sslx.adapters._runs import Failure, Reference, Side, concrete
 from sslx.adapters._sizes import Build, Part, Place, Sizes
+from sslx.graph import Held
 
 _TRIES = 64
 
@@ -27,16 +30,16 @@ def call_module(module: Any, *args: Any, **kwargs: Any) -> Any:
     return module(*args, **kwargs)
 
 
-def aligned(
-    fn: Callable[..., Any],
-    variables: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    strict: bool,
-) -> Compact:
-    """The compaction that a module's own code can run: nothing moved, nothing added."""
-    options = {"alignment": "align", "constants": "keep", "strict": strict}
-    return compact(fn, variables, *args, **options, **kwargs)
+class Unfit(ValueError):
+    """No sizes were found with which a module runs and is right.
+
+    Attributes:
+      failure: with the likeliest sizes.
+    """
+
+    def __init__(self, text: str, failure: Failure):
+        super().__init__(text)
+        self.failure = failure
 
 
 class Resized(NamedTuple):
@@ -44,6 +47,63 @@ class Resized(NamedTuple):
 
     module: Any
     small: Compact
+
+
+def reduced(
+    fn: Callable[..., Any],
+    variables: Any,
+    resize: Callable[[Compact], Any],
+    strict: bool,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Resized:
+    """The compaction that a module's own code can run: nothing moved, nothing added.
+
+    The arrays of a submodule whose code cannot be right at smaller sizes stay whole,
+    which `held_back` says; with `strict`, or where that is the whole module, it raises.
+
+    Args:
+      fn: the module as a function of its arrays.
+      variables: the arrays.
+      resize: makes a module of a compaction.
+      strict: raise where something has to stay whole.
+      args: of an example call.
+      kwargs: of the call.
+    """
+    options = {"alignment": "align", "constants": "keep", "strict": strict}
+    held: dict[str, Held] = {}
+    while True:
+        whole, paths = _filled(variables, held)
+        small = compact(fn, whole, *args, **options, **kwargs)
+        if held:
+            back = tuple(dataclasses.replace(h, paths=paths[p]) for p, h in held.items())
+            small = dataclasses.replace(
+                small,
+                variables=apply_plan(small.plan, variables),
+                held_back=small.held_back + back,
+            )
+        try:
+            return Resized(resize(small), small)
+        except Unfit as error:
+            place, text = error.failure.place or "", error.failure.text
+            while any(place == p or place.startswith(f"{p}/") for p in held):
+                place = place.rpartition("/")[0]
+            if strict or not place:
+                raise
+            held[place] = Held("the module", f"{place} ({text.splitlines()[0]})", ())
+
+
+def _filled(variables: Any, held: Iterable[str]) -> tuple[Any, dict[str, tuple[str, ...]]]:
+    """Variables without the zeros of some modules, and where those were."""
+    leaves, treedef = flatten(variables)
+    paths: dict[str, tuple[str, ...]] = {}
+    for place in held:
+        for path, leaf in leaves.items():
+            inside = path.startswith(f"{place}/")
+            if inside and jnp.issubdtype(leaf.dtype, jnp.inexact) and (leaf == 0).any():
+                leaves[path] = jnp.where(leaf == 0, 1, leaf)
+                paths[place] = (*paths.get(place, ()), path)
+    return unflatten(treedef, leaves), {place: paths.get(place, ()) for place in held}
 
 
 class Library(NamedTuple):
@@ -106,6 +166,7 @@ def fit(
     fixed = _given(given, parts)
     seen = _seen(small, args, kwargs)
     now = dict(library.modules(versions.now))
+    reference = Reference(lambda: _side(library, versions.full, call), args, kwargs)
     search = _Search(
         {
             path: _Choice(part, fixed.get(path, {}), library.build, seen)
@@ -117,17 +178,13 @@ def fit(
         for path, choice in search.choices.items():
             for name, value in choice.attributes().items():
                 library.assign(now[path], name, value)
-        sides = [
-            functools.partial(_side, library, module, call)
-            for module in (versions.full, versions.now)
-        ]
-        return compare(*sides, args, kwargs)
+        return reference.compare(lambda: _side(library, versions.now, call))
 
     first = attempt()
     failure, tries = first, 1
     while failure is not None and first is not None:
-        if tries == _TRIES or not search.next(failure.entered):
-            raise ValueError(_refused(first, parts, seen))
+        if tries == _TRIES or not search.next(failure.suspects):
+            raise Unfit(_refused(first, parts, seen), first)
         failure, tries = attempt(), tries + 1
     _refuse_ties(search, attempt)
 
@@ -175,11 +232,12 @@ class _Choice:
     ):
         self.part = part
         self.old = _sizes.recorded(part.was)
-        options = _sizes.near(part, build, seen)
+        options, known = _sizes.near(part, build, seen)
         least = [o for o in options if o.cost == options[0].cost]
         self.ties = _distinct(o.sizes | fixed for o in least)
         self.tried = _distinct(o.sizes | fixed for o in options)
-        self.rest = (o | fixed for o in _sizes.far(part, seen))
+        rest = () if known else _sizes.far(part, seen)
+        self.rest = (option | fixed for option in rest)
         self.position = 0
 
     @property
@@ -221,10 +279,9 @@ class _Search:
     def __init__(self, choices: dict[str, _Choice]):
         self.choices = choices
 
-    def next(self, entered: list[str]) -> bool:
+    def next(self, suspects: list[str]) -> bool:
         """Choose anew; whether there was something to choose."""
-        order = [path for path in self.choices if path not in entered] + entered
-        for path in reversed(order):
+        for path in reversed(suspects):
             if self.choices[path].next():
                 return True
             self.choices[path].position = 0

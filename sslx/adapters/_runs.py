@@ -25,38 +25,63 @@ class Failure(NamedTuple):
 
     Attributes:
       text: one sentence.
-      entered: paths of the modules that ran until then, first entered first.
+      suspects: paths of the modules that may be the cause, first entered first: those
+        that ran until then and did not return what they should; all, if none was seen.
       place: the path of the module in which it showed; None if that is not known.
     """
 
     text: str
-    entered: list[str]
+    suspects: list[str]
     place: str | None
 
 
-def compare(
-    full: Callable[[], Side],
-    small: Callable[[], Side],
-    args: tuple[Any, ...],
-    kwargs: Any,
-) -> Failure | None:
-    """Call two modules and compare; None if they agree to rounding.
+class Reference:
+    """What a module is to compute, with its modules' outputs where they are asked for.
 
     Args:
-      full: what is to be computed; a fresh copy for each call, which may change state.
-      small: what should compute it; likewise.
+      side: makes a fresh copy for each call, which may change state.
       args: of the call, as arrays.
       kwargs: of the call.
     """
-    want = full().call(*args, **kwargs)
-    side = small()
-    try:
-        difference = _difference(side.call(*args, **kwargs), want)
-    except Exception as error:
-        return _raised(error, side, _Notes(small(), args, kwargs))
-    if not difference:
-        return None
-    return _differs(difference, _Notes(full(), args, kwargs), small(), args, kwargs)
+
+    def __init__(self, side: Callable[[], Side], args: tuple[Any, ...], kwargs: Any):
+        self._side, self._args, self._kwargs = side, args, kwargs
+        self.want = side().call(*args, **kwargs)
+
+    @functools.cached_property
+    def notes(self) -> "_Notes":
+        """What the modules return."""
+        return _Notes(self._side(), self._args, self._kwargs)
+
+    def compare(self, small: Callable[[], Side]) -> Failure | None:
+        """Call a module that should compute the same; None if it does, to rounding."""
+        side, place = small(), None
+        try:
+            got = side.call(*self._args, **self._kwargs)
+        except Exception as error:
+            place, name = _place(error, side)
+            text = f"{name} cannot run at its new sizes: {error}"
+        else:
+            difference = _difference(got, self.want)
+            if not difference:
+                return None
+            text = f"at its new sizes the module computes something else: {difference}"
+        notes = _Notes(small(), self._args, self._kwargs)
+        wrong, right = _first_wrong(self.notes.returns, notes.returns)
+        entered = notes.entered
+        if wrong is not None:
+            entered = entered[: wrong.entered]
+            if place is None:
+                place = wrong.path
+                text += f", seen first in the output of {wrong.name}"
+        if not any(self.notes.entered):
+            return Failure(text, [path for path, _ in side.modules.values()], place)
+        suspects = [
+            path
+            for path in entered
+            if not any(path == r or path.startswith(f"{r}/") for r in right)
+        ]
+        return Failure(text, suspects, place)
 
 
 def concrete(leaf: Any) -> Any:
@@ -71,7 +96,7 @@ def concrete(leaf: Any) -> Any:
     return jnp.zeros(leaf.shape, leaf.dtype)
 
 
-def _raised(error: Exception, side: Side, notes: "_Notes") -> Failure:
+def _place(error: Exception, side: Side) -> tuple[str | None, str]:
     """The innermost module that was running when an error came up."""
     place, name, step = None, "the module", error.__traceback__
     while step is not None:
@@ -79,23 +104,23 @@ def _raised(error: Exception, side: Side, notes: "_Notes") -> Failure:
         if id(owner) in side.modules:
             place, name = side.modules[id(owner)][0], _named(owner, side)
         step = step.tb_next
-    text = f"{name} cannot run at its new sizes: {error}"
-    return Failure(text, notes.entered, place)
+    return place, name
 
 
-def _differs(
-    difference: str, wants: "_Notes", side: Side, args: tuple[Any, ...], kwargs: Any
-) -> Failure:
-    """The first module whose output is not a part of what it was."""
-    gots = _Notes(side, args, kwargs)
-    text = f"at its new sizes the module computes something else: {difference}"
-    for want, got in zip(wants.returns, gots.returns, strict=False):
+def _first_wrong(
+    wants: list["_Return"], gots: list["_Return"]
+) -> "tuple[_Return | None, set[str]]":
+    """The first output that is no part of what it was, and whose are right."""
+    right: set[str] = set()
+    for want, got in zip(wants, gots, strict=False):
         if (want.path, len(want.values)) != (got.path, len(got.values)):
-            break
-        if not all(map(_is_part, got.values, want.values)):
-            text += f", seen first in the output of {got.name}"
-            return Failure(text, gots.entered[: got.entered], got.path)
-    return Failure(text, gots.entered, None)
+            return None, right
+        found = list(map(_is_part, got.values, want.values))
+        if False in found:
+            return got, right - {got.path}
+        if got.path and found and None not in found:
+            right.add(got.path)
+    return None, right
 
 
 def _named(module: Any, side: Side) -> str:
@@ -179,19 +204,20 @@ def _difference(got: Any, want: Any) -> str:
     return ""
 
 
-def _is_part(gots: list[np.ndarray], wants: list[np.ndarray]) -> bool:
-    """Whether arrays are what remains of others along one axis, as far as is known."""
+def _is_part(gots: list[np.ndarray], wants: list[np.ndarray]) -> bool | None:
+    """Whether arrays are what remains of others along one axis; None if not known."""
     if len(gots) != len(wants):
         return False
-    return all(map(_is_slices, gots, wants))
+    found = list(map(_is_slices, gots, wants))
+    return False if False in found else None if None in found or not found else True
 
 
-def _is_slices(got: np.ndarray, want: np.ndarray) -> bool:
-    if got.ndim != want.ndim or any(m > n for m, n in zip(got.shape, want.shape)):
+def _is_slices(got: np.ndarray, want: np.ndarray) -> bool | None:
+    if got.ndim != want.ndim or any(map(int.__gt__, got.shape, want.shape)):
         return False
     axes = [a for a in range(got.ndim) if got.shape[a] != want.shape[a]]
     if len(axes) > 1 or not got.size:
-        return True
+        return None
     bound = _tolerance(want) * np.abs(want).max()
     if not axes:
         return bool((np.abs(got - want) <= bound).all())

@@ -129,13 +129,18 @@ def replaced(value: Any, keys: Place, new: int) -> Any:
 # Options.
 
 
-def near(part: Part, build: Build, seen: Mapping[int, set[int]]) -> list[Option]:
+def near(
+    part: Part, build: Build, seen: Mapping[int, set[int]]
+) -> tuple[list[Option], bool]:
     """What the arrays of a module say of its sizes, the likeliest first.
 
     Args:
       part: the module.
       build: calls a constructor with some arguments, without memory.
       seen: to which sizes axes of a size went, anywhere in the program.
+
+    Returns:
+      The options, and whether there can be no others.
     """
     sizes = recorded(part.was)
     attributes = vars(part.was)
@@ -146,11 +151,13 @@ def near(part: Part, build: Build, seen: Mapping[int, set[int]]) -> list[Option]
         for place, size in sizes.items()
     }
     options = []
+    kept = [leaf.shape == leaf.small_shape for leaf in part.arrays.values()]
     for match in constructed(part, build):
         rest = {place: r for place, r in readings.items() if place not in match}
         cost = sum(size not in readings[place] for place, size in match.items())
         options += [Option(cost + o.cost, match | o.sizes) for o in _joint(sizes, rest)]
-    return sorted(options or _joint(sizes, readings), key=lambda o: o.cost)
+    known = bool(options) or (bool(kept) and all(kept))
+    return sorted(options or _joint(sizes, readings), key=lambda o: o.cost), known
 
 
 def far(part: Part, seen: Mapping[int, set[int]]) -> Iterator[Sizes]:

@@ -14,9 +14,9 @@ from sslx.adapters._resize import (
     Library,
     Resized,
     Versions,
-    aligned,
     call_module,
     fit,
+    reduced,
     refuse_constants,
 )
 from sslx.adapters._sizes import Built, with_random
@@ -81,9 +81,11 @@ def compact(
       >>> model, small = sslx.adapters.equinox.compact(model, x, call=batched)
     """
     fn, variables = function(module, call)
-    small = aligned(fn, variables, args, kwargs, strict)
-    new = resize(module, small, *args, call=call, sizes=sizes, **kwargs)
-    return Resized(new, small)
+
+    def resized(small: Compact) -> Any:
+        return resize(module, small, *args, call=call, sizes=sizes, **kwargs)
+
+    return reduced(fn, variables, resized, strict, args, kwargs)
 
 
 def resize(

@@ -14,9 +14,9 @@ from sslx.adapters._resize import (
     Library,
     Resized,
     Versions,
-    aligned,
     call_module,
     fit,
+    reduced,
     refuse_constants,
 )
 from sslx.adapters._sizes import Built, with_random
@@ -86,9 +86,11 @@ def compact(
       >>> model, small = sslx.adapters.nnx.compact(model, x)
     """
     fn, variables = function(module, call)
-    small = aligned(fn, variables, args, kwargs, strict)
-    new = resize(module, small, *args, call=call, sizes=sizes, **kwargs)
-    return Resized(new, small)
+
+    def resized(small: Compact) -> Any:
+        return resize(module, small, *args, call=call, sizes=sizes, **kwargs)
+
+    return reduced(fn, variables, resized, strict, args, kwargs)
 
 
 def resize(
