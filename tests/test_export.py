@@ -98,6 +98,29 @@ def test_onnx_runtime_computes_the_same(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.filterwarnings("default")
+def test_onnx_file_with_large_parameters_is_written_over_in_the_current_folder(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("jax2onnx", reason=ONNX)
+    onnxruntime = pytest.importorskip("onnxruntime", reason=ONNX)
+    from sslx.adapters import onnx
+
+    monkeypatch.chdir(tmp_path)
+    x = normals()(2, 600)
+    for scale in (1.0, 2.0):
+        weights = {"kernel": scale * normals()(600, 600)}
+        small = sslx.compact(lambda v, x: x @ v["kernel"], weights, x)
+        path = onnx.save("small.onnx", small, x)
+        assert sorted(p.name for p in tmp_path.iterdir()) == [
+            "small.onnx",
+            "small.onnx.data",
+        ]
+        session = onnxruntime.InferenceSession(path)
+        (got,) = session.run(None, {session.get_inputs()[0].name: np.asarray(x)})
+        assert distance(got, x @ weights["kernel"]) < 1e-5
+
+
+@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", ["resnet8", "densenet40"])
 def test_norms_and_pools_suit_the_runtime(name: str, tmp_path: pathlib.Path) -> None:
     pytest.importorskip("jax2onnx", reason=ONNX)

@@ -1,29 +1,26 @@
 """Objects that hold arrays and code: sizes in their attributes after arrays shrank.
 
-No library and no layer is known here. An object's constructor is called again, without
-memory, with the arguments that its attributes of the same names record; the sizes
-with which it makes the arrays at hand are the new ones, and whatever attributes follow
-from them are copied.
+Sizes that the arrays allow (`_sizes`) are tried until the module runs and computes what
+it did; what remains open is asked for.
 """
 
-import inspect
-import itertools
-import sys
+import dataclasses
+import difflib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from sslx._compact import Compact, compact
-from sslx._jax_compat import is_traced
+from sslx._compact import Compact, apply_plan, compact
+from sslx._groups import flatten, unflatten
+from sslx.adapters import _sizes
+from sslx.adapters._runs import Failure, Reference, Side, concrete
+from sslx.adapters._sizes import Build, Part, Place, Sizes
+from sslx.graph import Held
 
-Shapes = dict[str, tuple[int, ...]]
-_BUILDS = 256
-_TRIES = 16
-
+_TRIES = 64
 
 Call = Callable[..., Any]
 
@@ -33,23 +30,16 @@ def call_module(module: Any, *args: Any, **kwargs: Any) -> Any:
     return module(*args, **kwargs)
 
 
-def aligned(
-    fn: Callable[..., Any],
-    variables: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    strict: bool,
-) -> Compact:
-    """The compaction that a module's own code can run: nothing moved, nothing added."""
-    options = {"alignment": "align", "constants": "keep", "strict": strict}
-    return compact(fn, variables, *args, **options, **kwargs)
+class Unfit(ValueError):
+    """No sizes were found with which a module runs and is right.
 
+    Attributes:
+      failure: with the likeliest sizes.
+    """
 
-class Built(NamedTuple):
-    """What a constructor made: shapes of the arrays, by path, and attributes."""
-
-    shapes: Shapes
-    attributes: Mapping[str, Any]
+    def __init__(self, text: str, failure: Failure):
+        super().__init__(text)
+        self.failure = failure
 
 
 class Resized(NamedTuple):
@@ -59,227 +49,287 @@ class Resized(NamedTuple):
     small: Compact
 
 
-Build = Callable[[type, dict[str, Any]], Built]
+def reduced(
+    fn: Callable[..., Any],
+    variables: Any,
+    resize: Callable[[Compact], Any],
+    strict: bool,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Resized:
+    """The compaction that a module's own code can run: nothing moved, nothing added.
+
+    The arrays of a submodule whose code cannot be right at smaller sizes stay whole,
+    which `held_back` says; with `strict`, or where that is the whole module, it raises.
+
+    Args:
+      fn: the module as a function of its arrays.
+      variables: the arrays.
+      resize: makes a module of a compaction.
+      strict: raise where something has to stay whole.
+      args: of an example call.
+      kwargs: of the call.
+    """
+    options = {"alignment": "align", "constants": "keep", "strict": strict}
+    held: dict[str, Held] = {}
+    while True:
+        whole, paths = _filled(variables, held)
+        small = compact(fn, whole, *args, **options, **kwargs)
+        if held:
+            back = tuple(dataclasses.replace(h, paths=paths[p]) for p, h in held.items())
+            small = dataclasses.replace(
+                small,
+                variables=apply_plan(small.plan, variables),
+                held_back=small.held_back + back,
+            )
+        try:
+            return Resized(resize(small), small)
+        except Unfit as error:
+            place, text = error.failure.place or "", error.failure.text
+            while any(place == p or place.startswith(f"{p}/") for p in held):
+                place = place.rpartition("/")[0]
+            if strict or not place:
+                raise
+            held[place] = Held("the module", f"{place} ({text.splitlines()[0]})", ())
+
+
+def _filled(variables: Any, held: Iterable[str]) -> tuple[Any, dict[str, tuple[str, ...]]]:
+    """Variables without the zeros of some modules, and where those were."""
+    leaves, treedef = flatten(variables)
+    paths: dict[str, tuple[str, ...]] = {}
+    for place in held:
+        for path, leaf in leaves.items():
+            inside = path.startswith(f"{place}/")
+            if inside and jnp.issubdtype(leaf.dtype, jnp.inexact) and (leaf == 0).any():
+                leaves[path] = jnp.where(leaf == 0, 1, leaf)
+                paths[place] = (*paths.get(place, ()), path)
+    return unflatten(treedef, leaves), {place: paths.get(place, ()) for place in held}
+
+
+class Library(NamedTuple):
+    """What differs between libraries.
+
+    Attributes:
+      modules: of a module, itself included, with their paths; in the same order for
+        modules of the same structure.
+      arrays: what stands in the place of a module's arrays, by path.
+      build: calls a constructor with some arguments, without memory.
+      assign: sets an attribute.
+      clone: a copy, of which a call may change the state.
+    """
+
+    modules: Callable[[Any], Iterator[tuple[str, Any]]]
+    arrays: Callable[[Any], Mapping[str, Any]]
+    build: Build
+    assign: Callable[[Any, str, Any], None]
+    clone: Callable[[Any], Any]
+
+
+class Versions(NamedTuple):
+    """A module as it was, with zeros for what is removed, reduced, and what is kept.
+
+    The last has a `LeafPlan` in the place of each array.
+    """
+
+    was: Any
+    full: Any
+    now: Any
+    kept: Any
 
 
 def fit(
-    pairs: Iterable[tuple[Any, Any]],
-    shapes: Callable[[Any], Shapes],
-    build: Build,
-    assign: Callable[[Any, str, Any], None],
-    verify: Callable[[], None],
+    library: Library,
+    versions: Versions,
+    small: Compact,
+    call: Call,
+    given: Mapping[str, Any],
+    args: tuple[Any, ...],
+    kwargs: Any,
 ) -> None:
-    """Give modules whose arrays shrank the sizes with which they run and are right.
-
-    Shapes may leave a choice (4 heads of 6, or 3 of 8); it is the same for all modules
-    of one class, and the first that `verify` accepts.
+    """Give a module whose arrays shrank the sizes with which it runs and is right.
 
     Args:
-      pairs: every module as it was, and as it is.
-      shapes: of the arrays of a module.
-      build: calls a constructor with some arguments, without memory.
-      assign: sets an attribute.
-      verify: raises ValueError if the modules cannot run, or are wrong.
-
-    Raises:
-      ValueError: what `verify` said of the first choice, if none was accepted.
-    """
-    options = [
-        (now, found)
-        for was, now in pairs
-        if (found := sizes(was, shapes(was), shapes(now), build))
-    ]
-    counts: dict[type, int] = {}
-    for now, found in options:
-        counts[type(now)] = max(counts.get(type(now), 1), len(found))
-    errors = []
-    choices = itertools.product(*map(range, counts.values()))
-    for choice in itertools.islice(choices, _TRIES):
-        chosen = dict(zip(counts, choice, strict=True))
-        for now, found in options:
-            for name, value in found[min(chosen[type(now)], len(found) - 1)].items():
-                assign(now, name, value)
-        try:
-            return verify()
-        except ValueError as error:
-            errors.append(error)
-    raise errors[0]
-
-
-def sizes(
-    old: Any, before: Shapes, after: Shapes, build: Build
-) -> list[dict[str, Any]]:
-    """Attributes that an object may have for arrays of other shapes.
-
-    Args:
-      old: the object, as it was.
-      before: shapes of its arrays, by path.
-      after: what they are now.
-      build: calls a constructor with some arguments, without memory.
-
-    Returns:
-      Values by name; none where no arguments make arrays of these shapes. Those that
-      change most come first.
-    """
-    if before == after:
-        return []
-    kind, arguments = type(old), _arguments(old)
-    first = _attempt(build, kind, arguments)
-    if first is None or first.shapes != before:
-        return []
-    names = {
-        name
-        for name, value in vars(old).items()
-        if _is_size(value) and first.attributes.get(name) == value
-    }
-    places = [
-        place
-        for place in _places(arguments)
-        if _matters(build, kind, arguments, place, before)
-    ]
-    matches: list[dict[str, Any]] = []
-    changes = _changes(arguments, places, _ratios(before, after))
-    for change in itertools.islice(changes, _BUILDS):
-        found = _attempt(build, kind, _changed(arguments, change))
-        if found is not None and found.shapes == after:
-            match = {name: found.attributes[name] for name in names}
-            if match not in matches:
-                matches.append(match)
-    return matches
-
-
-Place = tuple[str, int | None]
-
-
-def _arguments(module: Any) -> dict[str, Any]:
-    """The constructor's arguments, as far as attributes of their names record them."""
-    recorded = vars(module)
-    names = inspect.signature(type(module).__init__).parameters
-    return {name: recorded[name] for name in names if name in recorded}
-
-
-def with_random(
-    kind: type, arguments: dict[str, Any], name: str, source: Any
-) -> dict[str, Any]:
-    """The arguments, with random numbers where the constructor takes them."""
-    if name in inspect.signature(kind.__init__).parameters:
-        return arguments | {name: source}
-    return arguments
-
-
-def _attempt(build: Build, kind: type, arguments: dict[str, Any]) -> Built | None:
-    """None for arguments that the constructor refuses, however it says so."""
-    try:
-        return build(kind, arguments)
-    except Exception:
-        return None
-
-
-def _is_size(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return all(_is_size(v) for v in value)
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _places(arguments: Mapping[str, Any]) -> list[Place]:
-    found: list[Place] = []
-    for name, value in arguments.items():
-        if isinstance(value, tuple) and _is_size(value):
-            found += [(name, k) for k, v in enumerate(value) if isinstance(v, int)]
-        elif _is_size(value):
-            found.append((name, None))
-    return [p for p in found if _value(arguments, p) > 1]
-
-
-def _value(arguments: Mapping[str, Any], place: Place) -> int:
-    name, k = place
-    return arguments[name] if k is None else arguments[name][k]
-
-
-def _changed(
-    arguments: Mapping[str, Any], changes: Mapping[Place, int]
-) -> dict[str, Any]:
-    new = dict(arguments)
-    for (name, k), value in changes.items():
-        old = new[name]
-        new[name] = value if k is None else (*old[:k], value, *old[k + 1 :])
-    return new
-
-
-def _matters(
-    build: Build, kind: type, arguments: dict[str, Any], place: Place, shapes: Shapes
-) -> bool:
-    """Whether arrays have other shapes, or none, with twice that size."""
-    twice = {place: 2 * _value(arguments, place)}
-    found = _attempt(build, kind, _changed(arguments, twice))
-    return found is None or found.shapes != shapes
-
-
-def _ratios(before: Shapes, after: Shapes) -> set[Fraction]:
-    return {
-        Fraction(m, n)
-        for path, shape in before.items()
-        for n, m in zip(shape, after.get(path, shape), strict=True)
-        if n != m
-    }
-
-
-def _changes(
-    arguments: Mapping[str, Any], places: list[Place], ratios: set[Fraction]
-) -> Iterator[dict[Place, int]]:
-    """New sizes to try; those that change most places come first."""
-    options = []
-    for place in places:
-        value = _value(arguments, place)
-        scaled = {int(value * r) for r in ratios if (value * r).denominator == 1}
-        options.append([*sorted(scaled), value])
-    tried = itertools.islice(itertools.product(*options), 16 * _BUILDS)
-
-    def kept(values: tuple[int, ...]) -> int:
-        pairs = zip(values, places, strict=True)
-        return sum(v == _value(arguments, p) for v, p in pairs)
-
-    for values in sorted(tried, key=kept):
-        yield dict(zip(places, values, strict=True))
-
-
-class Side(NamedTuple):
-    """A module's call, and the paths of its modules by `id`."""
-
-    call: Callable[..., Any]
-    paths: Mapping[int, str]
-
-
-def check(full: Side, small: Side, args: tuple[Any, ...], kwargs: Any) -> None:
-    """Call two modules, and compare.
-
-    Args:
-      full: what is to be computed.
-      small: what should compute it.
-      args: of the call; shapes stand for random numbers.
+      library: what the module is made with.
+      versions: of the module; `now` is changed.
+      small: the compaction.
+      call: of the module.
+      given: sizes that the user names, by paths of attributes.
+      args: of a call; shapes stand for random numbers.
       kwargs: of the call.
 
     Raises:
-      ValueError: if the results differ by more than rounding, or there is none; says
-        in which module.
+      ValueError: if the module cannot run, computes something else, or leaves a size
+        open; if a given size is that of no attribute.
     """
-    args, kwargs = jax.tree.map(_concrete, (args, kwargs))
-    want = full.call(*args, **kwargs)
-    try:
-        got = small.call(*args, **kwargs)
-    except Exception as error:
-        place = _place(error, small.paths) or "the module"
-        raise ValueError(
-            f"{place} cannot run at its new sizes: {error}\n{_FIX}"
-        ) from error
-    difference = _difference(got, want)
-    if difference:
-        place = _first_difference(full, small, args, kwargs)
-        seen = f", seen first in the output of {place}" if place else ""
-        raise ValueError(
-            "at its new sizes the module computes something else: "
-            f"{difference}{seen}\n{_FIX}"
-        )
+    args, kwargs = jax.tree.map(concrete, (args, kwargs))
+    parts = _parts(library, versions)
+    fixed = _given(given, parts)
+    seen = _seen(small, args, kwargs)
+    now = dict(library.modules(versions.now))
+    reference = Reference(lambda: _side(library, versions.full, call), args, kwargs)
+    search = _Search(
+        {
+            path: _Choice(part, fixed.get(path, {}), library.build, seen)
+            for path, part in parts.items()
+        }
+    )
+
+    def attempt() -> Failure | None:
+        for path, choice in search.choices.items():
+            for name, value in choice.attributes().items():
+                library.assign(now[path], name, value)
+        return reference.compare(lambda: _side(library, versions.now, call))
+
+    first = attempt()
+    failure, tries = first, 1
+    while failure is not None and first is not None:
+        if tries == _TRIES or not search.next(failure.suspects):
+            raise Unfit(_refused(first, parts, seen), first)
+        failure, tries = attempt(), tries + 1
+    _refuse_ties(search, attempt)
+
+
+def _side(library: Library, module: Any, call: Call) -> Side:
+    module = library.clone(module)
+    modules = {id(m): (path, m) for path, m in library.modules(module)}
+    return Side(functools.partial(call, module), modules)
+
+
+def _parts(library: Library, versions: Versions) -> dict[str, Part]:
+    pairs = zip(
+        library.modules(versions.was), library.modules(versions.kept), strict=True
+    )
+    parts = {}
+    for (path, was), (_, kept) in pairs:
+        inner = [f"{name}/" for name, _ in library.modules(kept) if name]
+        arrays = library.arrays(kept)
+        depths = {p: sum(map(p.startswith, inner)) for p in arrays}
+        parts[path] = Part(path, was, arrays, depths)
+    return parts
+
+
+def _seen(small: Compact, args: tuple[Any, ...], kwargs: Any) -> dict[int, set[int]]:
+    """To which sizes the axes of each size went, over the values of the program."""
+    if not small.reductions:
+        jax.eval_shape(lambda v: small.apply(v, *args, **kwargs), small.variables)
+    found: dict[int, set[int]] = {}
+    for traced, reduced in small.reductions.items():
+        for equation in traced.program.equations:
+            for value in equation.outputs:
+                for mask in reduced.live.alive(value):
+                    found.setdefault(mask.size, set()).add(int(mask.sum()))
+    return found
+
+
+# Search.
+
+
+class _Choice:
+    """The sizes of one module, and what else they may be."""
+
+    def __init__(
+        self, part: Part, fixed: Sizes, build: Build, seen: Mapping[int, set[int]]
+    ):
+        self.part = part
+        self.old = _sizes.recorded(part.was)
+        options, known = _sizes.near(part, build, seen)
+        least = [o for o in options if o.cost == options[0].cost]
+        self.ties = _distinct(o.sizes | fixed for o in least)
+        self.tried = _distinct(o.sizes | fixed for o in options)
+        rest = () if known else _sizes.far(part, seen)
+        self.rest = (option | fixed for option in rest)
+        self.position = 0
+
+    @property
+    def sizes(self) -> Sizes:
+        return self.tried[self.position]
+
+    def next(self) -> bool:
+        """Take the next sizes; whether there are any."""
+        self.position += 1
+        while self.position >= len(self.tried):
+            option = next(self.rest, None)
+            if option is None:
+                return False
+            if option not in self.tried:
+                self.tried.append(option)
+        return True
+
+    def attributes(self) -> dict[str, Any]:
+        """The attributes that hold a size, with the present ones."""
+        recorded = vars(self.part.was)
+        found: dict[str, Any] = {}
+        for (name, *keys), size in self.sizes.items():
+            value = found.get(name, recorded[name])
+            found[name] = _sizes.replaced(value, tuple(keys), size)
+        return found
+
+
+def _distinct(options: Any) -> list[Sizes]:
+    found: list[Sizes] = []
+    for option in options:
+        if option not in found:
+            found.append(option)
+    return found
+
+
+class _Search:
+    """Choices of all modules: those that ran last before a failure change first."""
+
+    def __init__(self, choices: dict[str, _Choice]):
+        self.choices = choices
+
+    def next(self, suspects: list[str]) -> bool:
+        """Choose anew; whether there was something to choose."""
+        for path in reversed(suspects):
+            if self.choices[path].next():
+                return True
+            self.choices[path].position = 0
+        return False
+
+
+def _refuse_ties(search: _Search, attempt: Callable[[], Failure | None]) -> None:
+    """Ask for sizes that fit as well as those chosen, and that nothing reads."""
+    for choice in search.choices.values():
+        chosen = choice.position
+        for other in range(chosen + 1, len(choice.ties)):
+            choice.position = other
+            failure = attempt()
+            if failure is None:
+                a, b = choice.tried[chosen], choice.tried[other]
+                place = next(p for p in a if a[p] != b[p])
+                name = _name(choice.part.path, place)
+                raise ValueError(
+                    f"{name} was {choice.old[place]}, and may now be {a[place]} or "
+                    f"{b[place]}: this call is right with both\n"
+                    f'fix: name it, sizes={{"{name}": {a[place]}}}'
+                )
+        if choice.position != chosen:
+            choice.position = chosen
+            attempt()
+
+
+# Words.
+
+
+def _name(path: str, place: Place) -> str:
+    return ".".join([*path.split("/"), *map(str, place)]).lstrip(".")
+
+
+def _refused(failure: Failure, parts: Mapping[str, Part], seen: Any) -> str:
+    part = parts.get(failure.place or "")
+    lines = [failure.text]
+    sizes = _sizes.recorded(part.was) if part is not None else {}
+    if part is not None and sizes:
+        named = [
+            f"{_name(part.path, place)} = {size}"
+            + "".join(f" (or {n})" for n in sorted(seen.get(size, set()) - {size}))
+            for place, size in sizes.items()
+        ]
+        lines.append("its sizes were " + ", ".join(named))
+        lines.append('fix: name those that changed, sizes={"PATH": SIZE}; or')
+    lines.append(_FIX)
+    return "\n".join(lines)
 
 
 _FIX = (
@@ -288,67 +338,41 @@ _FIX = (
 )
 
 
-def _difference(got: Any, want: Any) -> str:
-    """What differs by more than rounding, or nothing."""
-    leaves = jax.tree_util.tree_leaves_with_path(want)
-    for (path, a), b in zip(leaves, jax.tree.leaves(got), strict=True):
-        a, b = jnp.asarray(a), jnp.asarray(b)
-        where = jax.tree_util.keystr(path, simple=True, separator="/") or "output"
-        if a.shape != b.shape:
-            return f"{where} has shape {b.shape}, expected {a.shape}"
-        if not jnp.issubdtype(a.dtype, jnp.inexact) or not a.size:
-            continue
-        error, size = float(jnp.abs(a - b).max()), float(jnp.abs(a).max())
-        if not error <= float(jnp.finfo(a.dtype).eps) ** 0.5 * size:
-            return f"{where} is off by {error:.3g} (its largest entry is {size:.3g})"
-    return ""
+def _given(given: Mapping[str, Any], parts: Mapping[str, Part]) -> dict[str, Sizes]:
+    """Sizes that the user names, by module and place."""
+    known = {
+        _name(path, (name,)): (path, name)
+        for path, part in parts.items()
+        for name, *_ in _sizes.recorded(part.was)
+    }
+    known |= {
+        _name(path, place): (path, *place)
+        for path, part in parts.items()
+        for place in _sizes.recorded(part.was)
+    }
+    found: dict[str, Sizes] = {}
+    for key, value in given.items():
+        name = key.replace("/", ".")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 5, 0.5) or sorted(known)[:5]
+            raise ValueError(
+                f"sizes: the module has no size {key!r}; it has {', '.join(near)}"
+            )
+        path, *place = known[name]
+        old = _sizes.at(parts[path].was, tuple(place))
+        found.setdefault(path, {}).update(_validated(key, old, value, tuple(place)))
+    return found
 
 
-def _first_difference(
-    full: Side, small: Side, args: tuple[Any, ...], kwargs: Any
-) -> str | None:
-    """The first module whose output differs, of those that keep its shape."""
-    wants, gots = _outputs(full, args, kwargs), _outputs(small, args, kwargs)
-    for (name, want), (other, got) in zip(wants, gots, strict=False):
-        both = isinstance(want, jax.Array) and isinstance(got, jax.Array)
-        if name != other or not both or is_traced(want):
-            continue
-        if want.shape == got.shape and _difference(got, want):
-            return name
-    return None
-
-
-def _outputs(side: Side, args: tuple[Any, ...], kwargs: Any) -> list[tuple[str, Any]]:
-    seen: list[tuple[str, Any]] = []
-
-    def note(frame: Any, event: str, value: Any) -> None:
-        if event == "return" and frame.f_code.co_name == "__call__":
-            owner = frame.f_locals.get("self")
-            if id(owner) in side.paths:
-                seen.append((_named(owner, side.paths), value))
-
-    previous = sys.getprofile()
-    sys.setprofile(note)
-    try:
-        side.call(*args, **kwargs)
-    finally:
-        sys.setprofile(previous)
-    return seen
-
-
-def _named(module: Any, paths: Mapping[int, str]) -> str:
-    return f"{paths[id(module)] or 'the module'} ({type(module).__name__})"
-
-
-def _concrete(leaf: Any) -> Any:
-    if not isinstance(leaf, jax.ShapeDtypeStruct):
-        return leaf
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.split(jax.random.key(0), leaf.shape)
-    if jnp.issubdtype(leaf.dtype, jnp.inexact):
-        values = np.random.default_rng(0).normal(size=leaf.shape)
-        return jnp.asarray(values, leaf.dtype)
-    return jnp.zeros(leaf.shape, leaf.dtype)
+def _validated(key: str, old: Any, value: Any, place: Place) -> Sizes:
+    if _sizes.is_size(old) and _sizes.is_size(value) and value >= 0:
+        return {place: int(value)}
+    if isinstance(old, tuple | list) and isinstance(value, tuple | list):
+        if len(old) == len(value):
+            pairs = zip(old, value, strict=True)
+            rows = [_validated(key, a, b, (*place, k)) for k, (a, b) in enumerate(pairs)]
+            return {p: n for row in rows for p, n in row.items()}
+    raise ValueError(f"sizes: {key} got {value!r}, expected the like of {old!r}")
 
 
 def refuse_constants(small: Compact) -> None:
@@ -359,14 +383,3 @@ def refuse_constants(small: Compact) -> None:
             + ", ".join(sorted(small.folded))
             + '\nfix: sslx.compact(..., constants="keep", alignment="align")'
         )
-
-
-def _place(error: BaseException, paths: Mapping[int, str]) -> str | None:
-    """The innermost module that was running when an error came up."""
-    found, step = None, error.__traceback__
-    while step is not None:
-        owner = step.tb_frame.f_locals.get("self")
-        if id(owner) in paths:
-            found = _named(owner, paths)
-        step = step.tb_next
-    return found

@@ -1,27 +1,25 @@
 """Equinox: smaller modules that run their own code."""
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from sslx._compact import Compact
+from sslx._compact import Compact, LeafPlan
+from sslx._groups import flatten, unflatten
 from sslx.adapters._resize import (
-    Built,
     Call,
+    Library,
     Resized,
-    Shapes,
-    Side,
-    aligned,
+    Versions,
     call_module,
-    check,
     fit,
+    reduced,
     refuse_constants,
-    with_random,
 )
+from sslx.adapters._sizes import Built, with_random
 
 
 def function(
@@ -51,6 +49,7 @@ def compact(
     module: PyTree,
     *args: Any,
     call: Call = call_module,
+    sizes: Mapping[str, Any] | None = None,
     strict: bool = False,
     **kwargs: Any,
 ) -> Resized:
@@ -64,6 +63,8 @@ def compact(
       module: as for `function`.
       *args: an example call; shapes are enough.
       call: as for `function`.
+      sizes: new values of attributes that are not found otherwise, by path:
+        `{"attn.heads": 3}`.
       strict: as for `sslx.compact`.
       **kwargs: more of the call.
 
@@ -73,19 +74,27 @@ def compact(
 
     Raises:
       ValueError: if the module's code cannot run at the new sizes, or would compute
-        something else; it is named.
+        something else, or does not say what a size is; it is named.
 
     Example:
       >>> batched = lambda model, x: jax.vmap(model)(x)
       >>> model, small = sslx.adapters.equinox.compact(model, x, call=batched)
     """
     fn, variables = function(module, call)
-    small = aligned(fn, variables, args, kwargs, strict)
-    return Resized(resize(module, small, *args, call=call, **kwargs), small)
+
+    def resized(small: Compact) -> Any:
+        return resize(module, small, *args, call=call, sizes=sizes, **kwargs)
+
+    return reduced(fn, variables, resized, strict, args, kwargs)
 
 
 def resize(
-    module: PyTree, small: Compact, *args: Any, call: Call = call_module, **kwargs: Any
+    module: PyTree,
+    small: Compact,
+    *args: Any,
+    call: Call = call_module,
+    sizes: Mapping[str, Any] | None = None,
+    **kwargs: Any,
 ) -> PyTree:
     """A module with the arrays of a compact network, such as one that `load` read.
 
@@ -94,6 +103,7 @@ def resize(
       small: made from `function(module)` with `alignment="align", constants="keep"`.
       *args: a call to compare the two with; shapes are enough.
       call: as for `function`.
+      sizes: as for `compact`.
       **kwargs: more of the call.
 
     Raises:
@@ -101,22 +111,11 @@ def resize(
     """
     refuse_constants(small)
     static = eqx.partition(module, eqx.is_array)[1]
-    new = eqx.combine(small.variables, static)
-    full = eqx.combine(small.expand(), static)
-    pairs = zip(_modules(module), _modules(new), strict=True)
-    fit(
-        ((was, now) for (_, was), (_, now) in pairs),
-        _shapes,
-        _build,
-        object.__setattr__,
-        lambda: check(_side(full, call), _side(new, call), args, kwargs),
-    )
-    return new
-
-
-def _side(module: PyTree, call: Call) -> Side:
-    paths = {id(m): path for path, m in _modules(module)}
-    return Side(functools.partial(call, module), paths)
+    _, treedef = flatten(small.variables)
+    trees = small.expand(), small.variables, unflatten(treedef, small.plan.leaves)
+    versions = Versions(module, *(eqx.combine(tree, static) for tree in trees))
+    fit(_LIBRARY, versions, small, call, sizes or {}, args, kwargs)
+    return versions.now
 
 
 def _modules(tree: PyTree, path: str = "") -> Iterator[tuple[str, eqx.Module]]:
@@ -131,19 +130,19 @@ def _modules(tree: PyTree, path: str = "") -> Iterator[tuple[str, eqx.Module]]:
             yield from _modules(child, f"{path}/{name}" if path else name)
 
 
-def _shapes(module: PyTree) -> Shapes:
-    leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(module, _is_shaped))
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-        for path, leaf in leaves
-    }
+def _arrays(module: PyTree) -> Mapping[str, Any]:
+    return flatten(eqx.filter(module, _is_shaped))[0]
 
 
 def _is_shaped(leaf: Any) -> bool:
-    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
+    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct | LeafPlan)
 
 
 def _build(kind: type, arguments: dict[str, Any]) -> Built:
     arguments = with_random(kind, arguments, "key", jax.random.key(0))
     made = eqx.filter_eval_shape(lambda: eqx.nn.make_with_state(kind)(**arguments)[0])
-    return Built(_shapes(made), vars(made))
+    shapes = {path: leaf.shape for path, leaf in _arrays(made).items()}
+    return Built(shapes, vars(made))
+
+
+_LIBRARY = Library(_modules, _arrays, _build, object.__setattr__, lambda module: module)

@@ -1,7 +1,6 @@
 """Flax NNX: smaller modules that run their own code."""
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -9,19 +8,18 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from sslx._compact import Compact
+from sslx._groups import flatten, unflatten
 from sslx.adapters._resize import (
-    Built,
     Call,
+    Library,
     Resized,
-    Shapes,
-    Side,
-    aligned,
+    Versions,
     call_module,
-    check,
     fit,
+    reduced,
     refuse_constants,
-    with_random,
 )
+from sslx.adapters._sizes import Built, with_random
 
 
 def function(
@@ -56,6 +54,7 @@ def compact(
     module: nnx.Module,
     *args: Any,
     call: Call = call_module,
+    sizes: Mapping[str, Any] | None = None,
     strict: bool = False,
     **kwargs: Any,
 ) -> Resized:
@@ -69,6 +68,8 @@ def compact(
       module: is left as it is.
       *args: an example call; shapes are enough.
       call: as for `function`.
+      sizes: new values of attributes that are not found otherwise, by path:
+        `{"attn.heads": 3}`.
       strict: as for `sslx.compact`.
       **kwargs: more of the call.
 
@@ -78,15 +79,18 @@ def compact(
 
     Raises:
       ValueError: if the module's code cannot run at the new sizes, or would compute
-        something else; it is named.
+        something else, or does not say what a size is; it is named.
 
     Example:
       >>> model.eval()
       >>> model, small = sslx.adapters.nnx.compact(model, x)
     """
     fn, variables = function(module, call)
-    small = aligned(fn, variables, args, kwargs, strict)
-    return Resized(resize(module, small, *args, call=call, **kwargs), small)
+
+    def resized(small: Compact) -> Any:
+        return resize(module, small, *args, call=call, sizes=sizes, **kwargs)
+
+    return reduced(fn, variables, resized, strict, args, kwargs)
 
 
 def resize(
@@ -94,6 +98,7 @@ def resize(
     small: Compact,
     *args: Any,
     call: Call = call_module,
+    sizes: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> nnx.Module:
     """A module with the arrays of a compact network, such as one that `load` read.
@@ -103,6 +108,7 @@ def resize(
       small: made from `function(module)` with `alignment="align", constants="keep"`.
       *args: a call to compare the two with; shapes are enough.
       call: as for `function`.
+      sizes: as for `compact`.
       **kwargs: more of the call.
 
     Raises:
@@ -110,31 +116,29 @@ def resize(
     """
     refuse_constants(small)
     graph, state = nnx.split(module)
-    new = _merged(graph, state, small.variables)
-    full = _merged(graph, state, small.expand())
-    pairs = zip(nnx.iter_modules(module), nnx.iter_modules(new), strict=True)
-    fit(
-        ((was, now) for (_, was), (_, now) in pairs),
-        _shapes,
-        _build,
-        setattr,
-        lambda: check(_side(full, call), _side(nnx.clone(new), call), args, kwargs),
-    )
-    return new
+    _, treedef = flatten(small.variables)
+    trees = small.expand(), small.variables, unflatten(treedef, small.plan.leaves)
+    versions = Versions(module, *(_merged(graph, state, tree) for tree in trees))
+    fit(_LIBRARY, versions, small, call, sizes or {}, args, kwargs)
+    return versions.now
 
 
-def _side(module: nnx.Module, call: Call) -> Side:
-    paths = {id(m): "/".join(map(str, path)) for path, m in nnx.iter_modules(module)}
-    return Side(functools.partial(call, module), paths)
+def _modules(module: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
+    for path, part in nnx.iter_modules(module):
+        if not isinstance(part, nnx.List | nnx.Dict):
+            yield "/".join(map(str, path)), part
 
 
-def _shapes(module: nnx.Module) -> Shapes:
-    state = nnx.to_flat_state(nnx.state(module))
-    return {"/".join(map(str, path)): leaf.shape for path, leaf in state}
+def _arrays(module: nnx.Module) -> Mapping[str, Any]:
+    return flatten(nnx.to_pure_dict(nnx.state(module)))[0]
 
 
 def _build(kind: type, arguments: dict[str, Any]) -> Built:
     made = nnx.eval_shape(
         lambda: kind(**with_random(kind, arguments, "rngs", nnx.Rngs(0)))
     )
-    return Built(_shapes(made), vars(made))
+    shapes = {path: leaf.shape for path, leaf in _arrays(made).items()}
+    return Built(shapes, vars(made))
+
+
+_LIBRARY = Library(_modules, _arrays, _build, setattr, nnx.clone)

@@ -4,13 +4,14 @@ import collections
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import jax2onnx  # pyright: ignore[reportMissingImports]
 import numpy as np
+import onnx  # pyright: ignore[reportMissingImports]
 
 from sslx import _jax_compat
 from sslx._compact import Compact
@@ -49,15 +50,39 @@ def save(
 
     path = pathlib.Path(path)
     with tempfile.TemporaryDirectory(prefix=".onnx-", dir=path.parent) as folder:
-        made = pathlib.Path(folder) / path.name
+        made = pathlib.Path(folder) / f"{pathlib.Path(folder).name}.onnx"
         jax2onnx.to_onnx(run, shapes, return_mode="file", output_path=str(made))
         data = made.with_name(f"{made.name}.data")
+        beside = path.with_name(f"{path.name}.data")
         if data.exists():
-            data.replace(path.with_name(data.name))
+            _name_data(made, beside.name)
+            data.replace(beside)
         else:
-            path.with_name(data.name).unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
         made.replace(path)
     return path
+
+
+def _name_data(file: pathlib.Path, name: str) -> None:
+    """Say in a file that its large parameters are in one of another name.
+
+    They are written under a name that is nowhere else: `onnx` refuses one that exists
+    in the current folder, whatever the folder of the file.
+    """
+    model = onnx.load(file, load_external_data=False)
+    for tensor in _tensors(model.graph):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = name
+    onnx.save(model, file)
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors(inner)
 
 
 @dataclasses.dataclass(frozen=True)
