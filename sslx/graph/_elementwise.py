@@ -109,7 +109,8 @@ _QUOTIENTS = ("div", "rem")
     *"sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh".split(),
     *"erf erfc erf_inv lgamma digamma polygamma igamma igammac igamma_grad_a".split(),
     *"zeta regularized_incomplete_beta bessel_i0e bessel_i1e".split(),
-    *"floor ceil round is_finite nextafter clamp select_n".split(),
+    *"log2 one_minus_square polynomial floor ceil round is_finite nextafter".split(),
+    *"clamp select_n".split(),
     *"eq ne lt le gt ge eq_to le_to lt_to".split(),
     *"shift_left shift_right_logical shift_right_arithmetic".split(),
     *"population_count clz mulhi real imag conj complex".split(),
@@ -138,7 +139,7 @@ def _without_poles(equation: Any, rel: Relation) -> Relation:
     return dataclasses.replace(rel, refine=refine)
 
 
-@register(*"copy stop_gradient name sharding_constraint reshard pvary".split())
+@register(*"copy stop_gradient name sharding_constraint reshard".split())
 @register("optimization_barrier", "device_put")
 def _identity(equation: Any) -> Relation:
     """Each result is an operand."""

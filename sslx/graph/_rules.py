@@ -26,9 +26,9 @@ from sslx.graph._relation import (
 
 
 @register(
-    *"iota random_seed random_wrap random_unwrap random_bits random_split".split(),
-    *"random_fold_in random_clone random_gamma rng_bit_generator rng_uniform".split(),
-    *"threefry2x32 create_token axis_index empty empty2".split(),
+    *"iota rng_bit_generator threefry2x32 random_seed random_wrap".split(),
+    *"random_unwrap random_bits random_split random_fold_in random_clone".split(),
+    "random_gamma",
 )
 def _source(equation: Any) -> Relation:
     del equation
