@@ -95,7 +95,7 @@ class Trial:
         self.facts = [x.facts for x in self.operands]
         self.claims = self.live.forward(self.facts)
         self.uniform = [
-            [self.live.uniform(v, a) for a in range(len(v.shape))]
+            [self.live.copies.uniform(v, a) for a in range(len(v.shape))]
             for v in self.program.outputs
         ]
         self.wanted = self._wanted(rng)
