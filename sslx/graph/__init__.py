@@ -1,5 +1,6 @@
 """The jaxpr engine: programs, the relations of primitives, liveness, rewriting."""
 
+from sslx.graph import _elementwise as _elementwise
 from sslx.graph import _linear as _linear
 from sslx.graph import _rules as _rules
 from sslx.graph._carriers import Part as Part

@@ -80,6 +80,8 @@ def bind(eqn: Any, operands: Sequence[Any]) -> np.ndarray | None:
 def _fits(eqn: Any, operands: Sequence[Any], any_dtype: bool) -> bool:
     if eqn.name == "select_n" and (len(operands) != 3 or operands[0].dtype != bool):
         return False
+    if eqn.name in ("reduce_max", "reduce_min") and 0 in np.shape(operands[0]):
+        return False
     if eqn.name == "dot_general" and eqn.params["dimension_numbers"][1][0]:
         return False
     if eqn.name == "convert_element_type" and not _is_floating(eqn.outputs[0].dtype):

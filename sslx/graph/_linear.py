@@ -4,7 +4,16 @@ from typing import Any
 
 import numpy as np
 
-from sslx.graph._relation import Link, Masks, Relation, Shapes, Summed, register
+from sslx.graph._relation import (
+    UNKNOWN,
+    Link,
+    Masks,
+    Relation,
+    Shapes,
+    Summed,
+    each,
+    register,
+)
 
 
 @register("dot_general")
@@ -22,7 +31,7 @@ def _dot_general(equation: Any) -> Relation:
     sums = tuple(
         (Summed(0, a), Summed(1, b)) for a, b in zip(lhs_sum, rhs_sum, strict=True)
     )
-    return Relation(tuple(links), sums, zero="any")
+    return Relation(tuple(links), sums, zero=each(2))
 
 
 @register("ragged_dot_general")
@@ -31,8 +40,9 @@ def _ragged_dot_general(equation: Any) -> Relation:
     numbers = equation.params["ragged_dot_dimension_numbers"]
     (lhs_sum, rhs_sum), (lhs_batch, rhs_batch) = numbers.dot_dimension_numbers
     ragged, experts = numbers.lhs_ragged_dimensions, numbers.rhs_group_dimensions
-    if {*ragged} & {*lhs_sum, *lhs_batch}:
-        return Relation(known=False, constant=False)
+    grouped = equation.params["group_offset"] is not None or len(experts) != 1
+    if grouped or {*ragged} & {*lhs_sum, *lhs_batch}:
+        return UNKNOWN
     links = [Link(0, a, 0, b) for b, a in enumerate(lhs_batch)]
     links += [Link(1, a, 0, b) for b, a in enumerate(rhs_batch)]
     position = len(lhs_batch)
@@ -45,16 +55,15 @@ def _ragged_dot_general(equation: Any) -> Relation:
     sums = tuple(
         (Summed(0, a), Summed(1, b)) for a, b in zip(lhs_sum, rhs_sum, strict=True)
     )
-    return Relation(
-        tuple(links), sums, zero="any", zero_operands=(0, 1), constant=False
-    )
+    return Relation(tuple(links), sums, zero=each(2), constant=False)
 
 
 @register("conv_general_dilated")
 def _conv(equation: Any) -> Relation:
     params = equation.params
-    if params["batch_group_count"] != 1:
-        return Relation(known=False, constant=False)
+    empty = any(0 in v.shape for v in equation.inputs)
+    if params["batch_group_count"] != 1 or empty:
+        return UNKNOWN
     dims, parts = params["dimension_numbers"], params["feature_group_count"]
     batch, channels = dims.lhs_spec[0], dims.lhs_spec[1]
     filters, per_part = dims.rhs_spec[0], dims.rhs_spec[1]
@@ -64,7 +73,7 @@ def _conv(equation: Any) -> Relation:
     links = [Link(0, batch, 0, out_batch), Link(1, filters, 0, out_channels)]
     if parts == 1:
         sums = ((Summed(0, channels), Summed(1, per_part)),)
-        return Relation(tuple(links), sums, zero="any")
+        return Relation(tuple(links), sums, zero=each(2))
 
     in_part = np.arange(n_in) // (n_in // parts)
     out_part = np.arange(n_out) // (n_out // parts)
@@ -87,5 +96,5 @@ def _conv(equation: Any) -> Relation:
 
     place = ((0, out_channels, np.arange(n_out) % (n_out // parts)),)
     return Relation(
-        tuple(links), sums, zero="any", widen=widen, emit=emit, factors=place
+        tuple(links), sums, zero=each(2), widen=widen, emit=emit, factors=place
     )

@@ -169,6 +169,9 @@ class Liveness:
             elif self._is_known(eqn, ins):
                 continue
             else:
+                refine = self.relations[eqn].refine
+                if refine is not None:
+                    self.relations[eqn] = refine(ins)
                 outs = _forward(eqn, self.relations[eqn], ins)
             self._seen[eqn] = ins
             for value, facts in zip(eqn.outputs, outs, strict=True):
@@ -400,22 +403,20 @@ def label_of(equation: Equation, member: Summed) -> np.ndarray:
 
 
 def _forward(eqn: Equation, rel: Relation, ins: list[Facts]) -> list[Facts]:
-    static = rel.constant and all(f.static for f in ins)
-    weight = static and any(f.weight for f in ins)
-    counting = range(len(ins)) if rel.zero_operands is None else rel.zero_operands
-    if rel.zero == "first":
-        counting = [0] if ins else []
     outs = []
     for o, value in enumerate(eqn.outputs):
+        sources = [ins[k] for k in rel.made_of(o, len(ins))]
+        static = rel.constant and all(f.static for f in sources)
+        weight = static and any(f.weight for f in sources)
         zero, constant = full(value, False), full(value, static)
-        if rel.zero != "never" and ins:
-            zeros = [_carried(eqn, rel, ins[k].zero, k, o) for k in counting]
-            zero = functools.reduce(either if rel.zero == "any" else both, zeros)
+        for group in rel.zero_groups(o):
+            parts = [_carried(eqn, rel, ins[k].zero, k, o) for k in group]
+            zero = either(zero, functools.reduce(both, parts, full(value, True)))
         if any(_empty(eqn, members, ins) for members in rel.sums):
             zero = full(value, True)
         zero = _normal(zero)
-        if rel.constant and not static and ins:
-            moving = [k for k, f in enumerate(ins) if not f.static]
+        if rel.constant and not static:
+            moving = [k for k in rel.made_of(o, len(ins)) if not ins[k].static]
             parts = [_carried(eqn, rel, ins[k].constant, k, o) for k in moving]
             constant = functools.reduce(both, parts)
             if rel.covers:

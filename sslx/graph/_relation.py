@@ -6,7 +6,7 @@ Liveness, need, units, and the shapes of the rewritten program all follow from i
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -16,9 +16,20 @@ from sslx.graph._masks import Masks as Masks
 
 Labels = Int[np.ndarray, "_"]
 
-Zero = Literal["all", "any", "first", "never"]
-"""When an output slice is zero: if it is in all operands (`x + y`), in any
-(`x * y`), in the first (`x / y`, `tanh x`), or never for this reason (`exp x`)."""
+Operands = tuple[int, ...]
+
+NEVER: tuple[Operands, ...] = ()
+FIRST: tuple[Operands, ...] = ((0,),)
+
+
+def together(count: int) -> tuple[Operands, ...]:
+    """An output slice is zero if it is in all operands, as in `x + y`."""
+    return (tuple(range(count)),)
+
+
+def each(count: int) -> tuple[Operands, ...]:
+    """An output slice is zero if it is in any operand, as in `x * y`."""
+    return tuple((k,) for k in range(count))
 
 
 class Link(NamedTuple):
@@ -92,7 +103,10 @@ class Relation:
     Attributes:
       links: axes that run together.
       sums: index sets summed over; a term vanishes if any member's slice is zero.
-      zero: see `Zero`; `zero_operands` restricts the operands that count.
+      zero: groups of operands; an output slice is zero where all of any group are.
+      sources: per output, the operands that it is made of; None stands for all.
+      refine: the relation that holds given the first facts of the operands; they are
+        those of the program itself, before anything is left out of it.
       covers: output axes are covered piecewise (concatenate), not by all operands.
       constant: the output depends on nothing else, so constants stay constants.
       widen: grows the masks asked of the outputs to ones the primitive can produce.
@@ -108,8 +122,9 @@ class Relation:
 
     links: tuple[Link, ...] = ()
     sums: tuple[tuple[Summed, ...], ...] = ()
-    zero: Zero = "never"
-    zero_operands: Sequence[int] | None = None
+    zero: tuple[Operands, ...] = NEVER
+    sources: tuple[Operands, ...] | None = None
+    refine: "Callable[[Sequence[Any]], Relation] | None" = None
     covers: bool = False
     constant: bool = True
     widen: Callable[[list[Masks]], list[Masks]] | None = None
@@ -131,6 +146,20 @@ class Relation:
         """The links from one operand to one output."""
         return self._by_ends.get((operand, output), ())
 
+    def made_of(self, output: int, count: int) -> Sequence[int]:
+        """The operands, of so many, that an output is made of."""
+        return range(count) if self.sources is None else self.sources[output]
+
+    def zero_groups(self, output: int) -> Sequence[Operands]:
+        """Groups of operands with which an output is zero."""
+        if self.sources is None:
+            return self.zero
+        mine = self.sources[output]
+        return [tuple(k for k in group if k in mine) for group in self.zero]
+
+
+UNKNOWN = Relation(constant=False, known=False)
+"""Everything is kept whole, and reported."""
 
 Rule = Callable[[Any], Relation]
 _RULES: dict[str, Rule] = {}
@@ -152,4 +181,4 @@ def register(*names: str) -> Callable[[Rule], Rule]:
 def relation(equation: Any) -> Relation:
     """The relation of an equation; the conservative one where there is no rule."""
     rule = None if equation.opaque else _RULES.get(equation.name)
-    return rule(equation) if rule else Relation(known=False, constant=False)
+    return rule(equation) if rule else UNKNOWN

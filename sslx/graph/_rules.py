@@ -1,99 +1,34 @@
-"""The relations of elementwise, layout, reduction and indexing primitives."""
+"""The relations of layout, reduction and indexing primitives."""
 
-import functools
+import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from sslx.graph._relation import Link, Relation, Shapes, Summed, Zero, register
-
-Shape = tuple[int, ...]
-
-
-def identity_links(
-    equation: Any, operand: int, output: int = 0, skip: tuple[int, ...] = ()
-) -> list[Link]:
-    """Links axis by axis; an operand axis of size one may run along a longer one."""
-    source, target = equation.inputs[operand].shape, equation.outputs[output].shape
-    return _axis_links(source, target, operand, output, skip)
-
-
-def _axis_links(
-    source: Shape, target: Shape, operand: int, output: int, skip: tuple[int, ...] = ()
-) -> list[Link]:
-    if len(source) != len(target):
-        return []
-    links = []
-    for axis, (n_in, n_out) in enumerate(zip(source, target, strict=True)):
-        if axis in skip:
-            continue
-        if n_in == n_out:
-            links.append(Link(operand, axis, output, axis))
-        elif n_in == 1:
-            links.append(Link(operand, axis, output, axis, None, np.zeros(n_out, int)))
-    return links
-
-
-def _elementwise(zero: Zero, zero_operands: tuple[int, ...] | None = None):
-    @functools.lru_cache(1024)
-    def between(inputs: tuple[Shape, ...], outputs: tuple[Shape, ...]) -> Relation:
-        links = [
-            link
-            for operand, source in enumerate(inputs)
-            for output, target in enumerate(outputs)
-            for link in _axis_links(source, target, operand, output)
-        ]
-        return Relation(
-            tuple(links),
-            zero=zero,
-            zero_operands=zero_operands,
-            pointwise=all(len(s) in (0, len(t)) for s in inputs for t in outputs),
-        )
-
-    def rule(equation: Any) -> Relation:
-        inputs, outputs = equation.inputs, equation.outputs
-        return between(tuple(v.shape for v in inputs), tuple(v.shape for v in outputs))
-
-    return rule
-
-
-register("add", "add_any", "sub", "max", "min", "or", "xor")(_elementwise("all"))
-register("mul", "and")(_elementwise("any"))
-register(
-    *"neg abs sign sqrt cbrt square sin tan tanh asin atan asinh atanh sinh".split(),
-    *"erf erf_inv expm1 log1p floor ceil round copy copy_p stop_gradient".split(),
-    *"convert_element_type".split(),
-    *"real imag conj reduce_precision name optimization_barrier device_put".split(),
-    *"sharding_constraint reshard div rem shift_left shift_right_logical".split(),
-    *"pvary pcast".split(),
-    "shift_right_arithmetic",
-)(_elementwise("first"))
-register(
-    *"exp exp2 log cos cosh rsqrt logistic pow eq ne lt le gt ge".split(),
-    *"eq_to le_to lt_to not is_finite erfc lgamma digamma clamp acos".split(),
-    *"acosh atan2 nextafter".split(),
-    *"population_count clz complex igamma igammac bessel_i0e bessel_i1e".split(),
-    *"bitcast_convert_type".split(),
-)(_elementwise("never"))
-
-
-@register("select_n")
-def _select_n(equation: Any) -> Relation:
-    cases = tuple(range(1, len(equation.inputs)))
-    return _elementwise("all", cases)(equation)
-
-
-@register("integer_pow")
-def _integer_pow(equation: Any) -> Relation:
-    return _elementwise("first" if equation.params["y"] > 0 else "never")(equation)
+from sslx.graph._elementwise import identity_links
+from sslx.graph._masks import every
+from sslx.graph._relation import (
+    FIRST,
+    NEVER,
+    UNKNOWN,
+    Link,
+    Operands,
+    Relation,
+    Shapes,
+    Summed,
+    register,
+    together,
+)
 
 
 @register(
-    *"iota random_seed random_wrap random_unwrap random_bits random_split".split(),
-    *"random_fold_in random_clone random_gamma rng_bit_generator rng_uniform".split(),
-    *"threefry2x32 create_token axis_index empty empty2".split(),
+    *"iota rng_bit_generator threefry2x32 random_seed random_wrap".split(),
+    *"random_unwrap random_bits random_split random_fold_in random_clone".split(),
+    "random_gamma",
 )
 def _source(equation: Any) -> Relation:
     del equation
@@ -102,6 +37,8 @@ def _source(equation: Any) -> Relation:
 
 @register("broadcast_in_dim")
 def _broadcast_in_dim(equation: Any) -> Relation:
+    if len(equation.inputs) > 1:
+        return UNKNOWN
     source, target = equation.inputs[0].shape, equation.outputs[0].shape
     dims = equation.params["broadcast_dimensions"]
     links = [
@@ -115,7 +52,7 @@ def _broadcast_in_dim(equation: Any) -> Relation:
         del eqn
         return [jax.lax.broadcast_in_dim(operands[0], shapes.outputs[0], dims)]
 
-    return Relation(tuple(links), zero="first", emit=emit, free_outputs=True)
+    return Relation(tuple(links), zero=FIRST, emit=emit, free_outputs=True)
 
 
 def reshape_groups(
@@ -172,7 +109,7 @@ def _reshape_links(source: tuple[int, ...], target: tuple[int, ...]) -> list[Lin
 def _reshape(equation: Any) -> Relation:
     source, target = equation.inputs[0].shape, equation.outputs[0].shape
     if equation.params.get("dimensions") is not None:
-        return Relation(zero="first")
+        return UNKNOWN
     units = {a for a, n in enumerate(source) if n == 1}
     unit_outs = [b for b, n in enumerate(target) if n == 1]
     pairs = zip(sorted(units), unit_outs, strict=False)
@@ -182,7 +119,7 @@ def _reshape(equation: Any) -> Relation:
         del eqn
         return [jax.lax.reshape(operands[0], shapes.outputs[0])]
 
-    return Relation(tuple(links), zero="first", emit=emit)
+    return Relation(tuple(links), zero=FIRST, emit=emit)
 
 
 @register("squeeze")
@@ -190,14 +127,14 @@ def _squeeze(equation: Any) -> Relation:
     dropped = {d % len(equation.inputs[0].shape) for d in equation.params["dimensions"]}
     rest = [a for a in range(len(equation.inputs[0].shape)) if a not in dropped]
     links = tuple(Link(0, a, 0, b) for b, a in enumerate(rest))
-    return Relation(links, zero="first")
+    return Relation(links, zero=FIRST)
 
 
 @register("transpose")
 def _transpose(equation: Any) -> Relation:
     order = equation.params["permutation"]
     links = tuple(Link(0, a, 0, b) for b, a in enumerate(order))
-    return Relation(links, zero="first")
+    return Relation(links, zero=FIRST)
 
 
 @register("rev")
@@ -207,7 +144,7 @@ def _rev(equation: Any) -> Relation:
         Link(0, a, 0, a, None, np.arange(n)[::-1] if a in dims else None)
         for a, n in enumerate(equation.inputs[0].shape)
     ]
-    return Relation(tuple(links), zero="first")
+    return Relation(tuple(links), zero=FIRST)
 
 
 @register("slice")
@@ -226,7 +163,7 @@ def _slice(equation: Any) -> Relation:
         del eqn, shapes
         return operands
 
-    return Relation(tuple(links), zero="first", emit=emit, index_only=True)
+    return Relation(tuple(links), zero=FIRST, emit=emit, index_only=True)
 
 
 @register("split")
@@ -247,7 +184,7 @@ def _split(equation: Any) -> Relation:
             for a, b in zip(starts, ends, strict=True)
         ]
 
-    return Relation(tuple(links), zero="first", emit=emit, index_only=True)
+    return Relation(tuple(links), zero=FIRST, emit=emit, index_only=True)
 
 
 @register("concatenate")
@@ -264,53 +201,66 @@ def _concatenate(equation: Any) -> Relation:
         pieces = [x for x in operands if x.shape[axis]]
         return pieces if len(pieces) == 1 else [jax.lax.concatenate(pieces, axis)]
 
-    return Relation(tuple(links), zero="all", covers=True, emit=emit)
+    count = len(equation.inputs)
+    return Relation(tuple(links), zero=together(count), covers=True, emit=emit)
 
 
 @register("pad")
 def _pad(equation: Any) -> Relation:
+    """Along an axis that is padded with anything but zeros, all is kept."""
     config = equation.params["padding_config"]
-    source, target = equation.inputs[0].shape, equation.outputs[0].shape
-    plain = {
-        a for a, (low, high, inner) in enumerate(config) if low == high == inner == 0
-    }
-    grown = [
-        a
-        for a, (low, high, inner) in enumerate(config)
-        if a not in plain and low >= 0 and high >= 0 and inner >= 0
-    ]
-    links = [Link(0, a, 0, a) for a in plain]
+    plain = [a for a, widths in enumerate(config) if not any(widths)]
+    links = tuple(Link(0, a, 0, a) for a in plain)
+    padded = len(plain) < len(config)
+    rel = Relation(links, zero=together(2) if padded else FIRST)
+
+    def refine(operands: Sequence[Any]) -> Relation:
+        value = operands[1]
+        literal = value.static and not value.weight
+        if padded and literal and every(value.zero[0]):
+            return _pad_with_zeros(equation, links)
+        return dataclasses.replace(rel, refine=None)
+
+    return dataclasses.replace(rel, refine=refine)
+
+
+def _pad_with_zeros(equation: Any, plain: tuple[Link, ...]) -> Relation:
+    """Slices beside those of the operand are zero, and never computed."""
+    config = equation.params["padding_config"]
+    grown = [a for a, c in enumerate(config) if any(c) and min(c) >= 0]
+    links = list(plain)
     for a in grown:
         low, _, inner = config[a]
-        links.append(Link(0, a, 0, a, low + (inner + 1) * np.arange(source[a]), None))
+        places = low + (inner + 1) * np.arange(equation.inputs[0].shape[a])
+        links.append(Link(0, a, 0, a, places, None))
 
     def emit(eqn: Any, operands: list[Any], shapes: Shapes) -> list[Any]:
-        full = shapes.outputs[0]
-        rest = [
-            (0, 0, 0) if a in plain or (a in grown and full[a] != target[a]) else c
-            for a, c in enumerate(config)
-        ]
+        del shapes
+        rest = [(0, 0, 0) if a in grown else c for a, c in enumerate(config)]
         return eqn.bind(operands, padding_config=tuple(rest))
 
-    return Relation(tuple(links), zero="all", covers=True, emit=emit)
+    return Relation(tuple(links), zero=together(2), covers=True, emit=emit)
 
 
-def _reduction(zero: Zero, summed: bool = False):
+def _reduction(zero: tuple[Operands, ...], of_nothing: tuple[Operands, ...] = NEVER):
+    """`of_nothing` is for axes of size zero, where the result is no operand's."""
+
     def rule(equation: Any) -> Relation:
+        source = equation.inputs[0].shape
         axes = [int(a) for a in equation.params["axes"]]
-        rest = [a for a in range(len(equation.inputs[0].shape)) if a not in axes]
+        rest = [a for a in range(len(source)) if a not in axes]
         links = tuple(Link(0, a, 0, b) for b, a in enumerate(rest))
+        summed = equation.name == "reduce_sum"
         sums = tuple((Summed(0, a),) for a in axes) if summed else ()
-        return Relation(links, sums, zero=zero)
+        nothing = any(source[a] == 0 for a in axes)
+        return Relation(links, sums, zero=of_nothing if nothing else zero)
 
     return rule
 
 
-register("reduce_sum")(_reduction("first", summed=True))
-register("reduce_max", "reduce_min", "reduce_prod", "reduce_or", "reduce_and")(
-    _reduction("first")
-)
-register("argmax", "argmin", "reduce_xor")(_reduction("never"))
+register("reduce_sum", "reduce_or", "reduce_xor")(_reduction(FIRST, FIRST))
+register("reduce_max", "reduce_min", "reduce_prod", "reduce_and")(_reduction(FIRST))
+register("argmax", "argmin")(_reduction(NEVER))
 
 
 @register(
@@ -337,7 +287,25 @@ def _reduce_window(equation: Any) -> Relation:
         for o in range(len(equation.outputs))
         for a in idle
     )
-    return Relation(links, zero="never" if general else "first", constant=not general)
+    if general:
+        return Relation(links, constant=False)
+    zero = FIRST if equation.name == "reduce_window_sum" or _meets(equation) else NEVER
+    return Relation(links, zero=zero)
+
+
+def _meets(equation: Any) -> bool:
+    """Whether every window holds an entry of the operand, not padding alone."""
+    p = equation.params
+    source, target = equation.inputs[0].shape, equation.outputs[0].shape
+    for a, (n, m) in enumerate(zip(source, target, strict=True)):
+        stretch = p["base_dilation"][a]
+        taps = p["window_dilation"][a] * np.arange(p["window_dimensions"][a])
+        starts = p["window_strides"][a] * np.arange(m) - p["padding"][a][0]
+        places = starts[:, None] + taps
+        inside = (places >= 0) & (places <= (n - 1) * stretch)
+        if not (inside & (places % stretch == 0)).any(1).all():
+            return False
+    return True
 
 
 @register("select_and_scatter_add")
@@ -351,10 +319,10 @@ def _select_and_scatter_add(equation: Any) -> Relation:
     )
     idle = [a for a, part in enumerate(parts) if tuple(part) == (1, 1, (0, 0))]
     links = tuple(Link(k, a, 0, a) for k in (0, 1) for a in idle if a < rank)
-    return Relation(links, zero="first")
+    return Relation(links, zero=FIRST)
 
 
-def _along(key: str, zero: Zero):
+def _along(key: str, all_zero: bool):
     def rule(equation: Any) -> Relation:
         axis = equation.params[key] % max(len(equation.inputs[0].shape), 1)
         links = [
@@ -363,13 +331,15 @@ def _along(key: str, zero: Zero):
             for o in range(len(equation.outputs))
             for link in identity_links(equation, k, o, skip=(axis,))
         ]
+        zero = together(len(equation.inputs)) if all_zero else NEVER
         return Relation(tuple(links), zero=zero)
 
     return rule
 
 
-register("cumsum", "cumprod", "cummax", "cummin")(_along("axis", "first"))
-register("cumlogsumexp")(_along("axis", "never"))
+register("cumsum", "cumprod", "cummax", "cummin")(_along("axis", True))
+register("cumlogsumexp")(_along("axis", False))
+register("sort")(_along("dimension", True))
 
 
 @register("top_k")
@@ -381,29 +351,34 @@ def _top_k(equation: Any) -> Relation:
     return Relation(tuple(links))
 
 
-@register("sort")
-def _sort(equation: Any) -> Relation:
-    single = len(equation.inputs) == 1
-    return _along("dimension", "first" if single else "never")(equation)
-
-
 @register("fft")
 def _fft(equation: Any) -> Relation:
     rank = len(equation.inputs[0].shape)
     changed = tuple(range(rank - len(equation.params["fft_lengths"]), rank))
     links = identity_links(equation, 0, skip=changed)
-    return Relation(tuple(links), zero="first", constant=False)
+    return Relation(tuple(links), zero=FIRST, constant=False)
 
 
 @register("stack")
 def _stack(equation: Any) -> Relation:
-    axis = equation.params.get("axis", equation.params.get("dimension", 0))
+    axis = equation.params["axis"]
     links = [
         Link(k, a, 0, a + (a >= axis))
         for k, value in enumerate(equation.inputs)
         for a in range(len(value.shape))
     ]
-    return Relation(tuple(links), zero="all")
+    return Relation(tuple(links), zero=together(len(equation.inputs)))
+
+
+@register("unstack")
+def _unstack(equation: Any) -> Relation:
+    axis = equation.params["axis"]
+    links = [
+        Link(0, a + (a >= axis), output, a)
+        for output, value in enumerate(equation.outputs)
+        for a in range(len(value.shape))
+    ]
+    return Relation(tuple(links), zero=FIRST)
 
 
 @register("tile")
@@ -421,7 +396,7 @@ def _tile(equation: Any) -> Relation:
         del eqn, shapes
         return [jax.numpy.tile(operands[0], (*target[:lead], *reps))]
 
-    return Relation(tuple(links), zero="first", emit=emit)
+    return Relation(tuple(links), zero=FIRST, emit=emit)
 
 
 @register("dynamic_slice")
@@ -436,7 +411,7 @@ def _dynamic_slice(equation: Any) -> Relation:
     def emit(eqn: Any, operands: list[Any], shapes: Shapes) -> list[Any]:
         return eqn.bind(operands, slice_sizes=shapes.outputs[0])
 
-    return Relation(tuple(links), zero="first", constant=False, emit=emit)
+    return Relation(tuple(links), zero=FIRST, constant=False, emit=emit)
 
 
 @register("dynamic_update_slice")
@@ -444,12 +419,23 @@ def _dynamic_update_slice(equation: Any) -> Relation:
     whole, update = equation.inputs[0].shape, equation.inputs[1].shape
     same = [a for a, (n, m) in enumerate(zip(whole, update, strict=True)) if n == m]
     links = tuple(Link(k, a, 0, a) for k in (0, 1) for a in same)
-    return Relation(links, zero="all", zero_operands=(0, 1), constant=False)
+    return Relation(links, zero=together(2), constant=False)
+
+
+_IN_RANGE = (
+    jax.lax.GatherScatterMode.CLIP,
+    jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+)
+_FILL = jax.lax.GatherScatterMode.FILL_OR_DROP
 
 
 @register("gather")
 def _gather(equation: Any) -> Relation:
+    """A lookup in a parameter: NaN for what lies outside counts as zero."""
     dims, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
+    mode, fill = equation.params["mode"], equation.params["fill_value"]
+    if mode not in (*_IN_RANGE, _FILL):
+        return UNKNOWN
     fixed = {*dims.collapsed_slice_dims, *dims.operand_batching_dims}
     windows = [a for a in range(len(sizes)) if a not in fixed]
     source = equation.inputs[0].shape
@@ -466,12 +452,24 @@ def _gather(equation: Any) -> Relation:
             new[a] = shapes.outputs[0][b]
         return eqn.bind(operands, slice_sizes=tuple(new))
 
-    return Relation(links, zero="first", constant=False, emit=emit)
+    rel = Relation(links, constant=False, emit=emit)
+    zeros = dataclasses.replace(rel, zero=FIRST)
+    if mode in _IN_RANGE or (fill is not None and fill == 0):
+        return zeros
+    inexact = jnp.issubdtype(equation.inputs[0].dtype, np.inexact)
+    if not inexact or not (fill is None or np.isnan(fill)):
+        return rel
+    refine = lambda operands: zeros if operands[0].static else rel
+    return dataclasses.replace(rel, refine=refine)
 
 
-@register("scatter", "scatter-add", "scatter_add", "scatter-mul", "scatter_mul")
-@register("scatter-min", "scatter_min", "scatter-max", "scatter_max")
+@register("scatter", "scatter-add", "scatter-sub", "scatter-mul")
+@register("scatter-min", "scatter-max")
 def _scatter(equation: Any) -> Relation:
+    if equation.params["mode"] not in (*_IN_RANGE, _FILL):
+        return UNKNOWN
+    if equation.name == "scatter" and not _replaces(equation.params["update_jaxpr"]):
+        return UNKNOWN
     dims = equation.params["dimension_numbers"]
     fixed = {*dims.inserted_window_dims, *dims.operand_batching_dims}
     whole, updates = equation.inputs[0].shape, equation.inputs[2].shape
@@ -480,5 +478,10 @@ def _scatter(equation: Any) -> Relation:
     for a, u in zip(windows, dims.update_window_dims, strict=True):
         if whole[a] == updates[u]:
             links += [Link(0, a, 0, a), Link(2, u, 0, a)]
-    zero: Zero = "first" if "mul" in equation.name else "all"
-    return Relation(tuple(links), zero=zero, zero_operands=(0, 2), constant=False)
+    zero = FIRST if equation.name == "scatter-mul" else ((0, 2),)
+    return Relation(tuple(links), zero=zero, constant=False)
+
+
+def _replaces(update: Any) -> bool:
+    """Whether a scatter writes its updates as they are."""
+    return update is None or (not update.eqns and update.outvars == update.invars[1:])

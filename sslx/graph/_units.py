@@ -353,17 +353,12 @@ class _Vanishing:
                 equal = equal and plain and (zero[node] or self.equal[node])
         if rel.covers:
             return bool(found) and all(found.values()), False
-        counting = range(len(eqn.inputs))
-        if rel.zero_operands is not None:
-            counting = rel.zero_operands
-        if rel.zero == "first":
-            counting = [0] if eqn.inputs else []
         is_zero = self.grown.graph.is_zero
-        parts = [found.get(k, is_zero(eqn.inputs[k])) for k in counting]
-        if rel.zero == "never" or not parts:
-            return False, equal
-        combine = any if rel.zero == "any" else all
-        return combine(parts), equal
+        groups = [
+            [found.get(k, is_zero(eqn.inputs[k])) for k in group]
+            for group in rel.zero_groups(output)
+        ]
+        return any(map(all, groups)), equal
 
     def _body(self, eqn: Equation, body: Body) -> bool:
         changed = False
