@@ -6,6 +6,7 @@ from sslx.graph._constants import require as require_constants
 from sslx.graph._liveness import Facts as Facts
 from sslx.graph._liveness import Liveness as Liveness
 from sslx.graph._liveness import full as full
+from sslx.graph._masks import is_region as is_region
 from sslx.graph._program import Program as Program
 from sslx.graph._program import Value as Value
 from sslx.graph._program import build as build
