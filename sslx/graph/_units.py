@@ -145,6 +145,12 @@ class _Spreading:
         return bool((self._roots(after) != before).any())
 
 
+def _hanging(mine: Labels | None, theirs: Labels | None, size: int) -> int:
+    """How many slices of another axis belong to the only one of an axis."""
+    theirs = np.arange(size) if theirs is None else theirs
+    return int((theirs == (0 if mine is None else mine[0])).sum())
+
+
 def _constant(labels: Labels, coordinate: Labels) -> bool:
     """Whether equal coordinates mean equal numbers."""
     per = np.full(int(coordinate.max()) + 1, -1)
@@ -178,13 +184,15 @@ class _Graph:
         """Nothing may be removed from a value, some axes apart."""
         if 0 in value.shape:
             return
-        for axis, size in enumerate(value.shape):
-            if size > 1 and axis not in skip:
+        for axis in range(len(value.shape)):
+            if axis not in skip:
                 self.frozen.setdefault((value, axis), (len(self.frozen), reason))
 
-    def _take(self, edges: "_Edges") -> None:
+    def _take(self, edges: "_Edges", where: str) -> None:
         for node, port in edges.ports.items():
             self.ports.setdefault(node, []).append(port)
+        for node in edges.spread:
+            self.frozen.setdefault(node, (len(self.frozen), where))
 
     def _add_program(self, live: Liveness) -> None:
         used = set(live.program.outputs)
@@ -214,8 +222,8 @@ class _Graph:
         for output, axis, label in rel.factors:
             if label.any():
                 edges.split((eqn.outputs[output], axis), label)
-        self._take(edges)
         where = f"{eqn.name} at {eqn.source}"
+        self._take(edges, where)
         for value in eqn.inputs:
             self.freeze(value, where, edges.axes(value))
         if not rel.free_outputs:
@@ -226,18 +234,20 @@ class _Graph:
         edges = _Edges()
         for source, target in body.flows(eqn):
             edges.along(source, target)
-        self._take(edges)
+        where = f"{eqn.name} at {eqn.source}"
+        self._take(edges, where)
         for value in (*eqn.inputs, *eqn.outputs):
-            self.freeze(value, f"{eqn.name} at {eqn.source}", edges.axes(value))
+            self.freeze(value, where, edges.axes(value))
         for inside in body.insides:
             self._add_program(inside)
 
 
 class _Edges:
-    """The ports of one equation."""
+    """The ports of one equation; `spread` are single slices that several hang on."""
 
     def __init__(self) -> None:
         self.ports: dict[Node, _Port] = {}
+        self.spread: list[Node] = []
 
     def axes(self, value: Value) -> list[int]:
         return [a for a in range(len(value.shape)) if (value, a) in self.ports]
@@ -260,8 +270,15 @@ class _Edges:
         sizes = [value.shape[axis] for value, axis in (a, b)]
         for node in (a, b):
             self.touch(node)
-        if min(sizes) < 2:
+        if 0 in sizes:
             return
+        for one, mine, size, theirs in (
+            (a, a_label, sizes[1], b_label),
+            (b, b_label, sizes[0], a_label),
+        ):
+            if one[0].shape[one[1]] == 1 and _hanging(mine, theirs, size) != 1:
+                self.spread.append(one)
+                return
         for node, mine, other, theirs in (
             (a, a_label, b, b_label),
             (b, b_label, a, a_label),
@@ -370,6 +387,9 @@ def _accepted(
         for v, axis in grown.labels
         if v in params and all(m.any() for m in live.alive(v))
     }
+    for node, labels in numbers.items():
+        if (labels == labels[0]).all():
+            why.setdefault(int(labels[0]), "having nothing else")
     bad = np.array([u for u in why if u >= 0], int)
     for node, labels in numbers.items():
         hit = labels[np.isin(labels, bad)]
