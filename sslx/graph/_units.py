@@ -387,7 +387,7 @@ def _accepted(
         for v, axis in grown.labels
         if v in params and all(m.any() for m in live.alive(v))
     }
-    for node, labels in numbers.items():
+    for labels in numbers.values():
         if (labels == labels[0]).all():
             why.setdefault(int(labels[0]), "having nothing else")
     bad = np.array([u for u in why if u >= 0], int)
