@@ -19,8 +19,8 @@ from sslx._groups import (
     select_classes,
     unflatten,
 )
-from sslx._sites import covered
 from sslx._penalties import Penalty, Scalar
+from sslx._sites import covered
 
 __all__ = ["Overlap", "penalty_value", "prox"]
 
@@ -234,7 +234,9 @@ def _layers(classes: Classes) -> list[list[GroupClass]]:
     layers: list[list[GroupClass]] = []
     taken: list[dict[str, list[tuple[Member, np.ndarray]]]] = []
     for c in classes:
-        inner = [k for k, layer in enumerate(layers) if any(_inside(d, c) for d in layer)]
+        inner = [
+            k for k, layer in enumerate(layers) if any(_inside(d, c) for d in layer)
+        ]
         first = max(inner, default=-1) + 1
         place = next(
             (k for k in range(first, len(layers)) if not _meets(c, taken[k])),

@@ -19,8 +19,8 @@ from sslx._classes import GroupClass, Member
 __all__ = [
     "added",
     "covered",
-    "norms_of",
     "nonzero_in",
+    "norms_of",
     "scaled",
     "selected",
     "sums_of",

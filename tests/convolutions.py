@@ -36,7 +36,11 @@ def convolutions(
     window = several(few(4))
     dtype, _, result = draw(st.sampled_from(dtypes)).partition(" to ")
     conv = Conv(
-        lhs=(draw(st.sampled_from([1, 2, 4])), *several(few(largest)), groups * channels),
+        lhs=(
+            draw(st.sampled_from([1, 2, 4])),
+            *several(few(largest)),
+            groups * channels,
+        ),
         rhs=(*window, channels, filters),
         strides=several(st.sampled_from([1, 1, 2, 3])),
         padding=several(st.tuples(st.integers(-3, 4), st.integers(-3, 4))),

@@ -350,7 +350,10 @@ NNX = {
         | {"layers.1.lora.in_features": 9, "layers.1.lora.out_features": 4},
     ),
     "LSTM": Case(
-        recurrent(nnx.OptimizedLSTMCell), {}, (2, 4, 4), {"layers.0.cell.in_features": 4}
+        recurrent(nnx.OptimizedLSTMCell),
+        {},
+        (2, 4, 4),
+        {"layers.0.cell.in_features": 4},
     ),
     "attention": Case(
         lambda: Residual(Attention(24, 4)),
@@ -414,9 +417,7 @@ NNX = {
         {"first.out_features": 7, "again.out_features": 7, "last.in_features": 7}
         | {"width": 7},
     ),
-    "own variable": Case(
-        lambda: Scaled(10), {"gain": DEAD}, (2, 8), {"features": 7}
-    ),
+    "own variable": Case(lambda: Scaled(10), {"gain": DEAD}, (2, 8), {"features": 7}),
     "branch that is gone": Case(
         lambda: Residual(linears()),
         dead_hidden("inner/", np.arange(10)),

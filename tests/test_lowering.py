@@ -372,9 +372,7 @@ def test_what_follows_convolutions_is_done_with_them() -> None:
         np.testing.assert_allclose(tuned(v, x), block(v, x), 1e-11)
         outer = jax.make_jaxpr(tuned.apply)(v, x).eqns
         whole = [e for e in outer if e.outvars[0].aval.shape == (3, 7, 7, 4)]
-        names = [
-            e.primitive.name for e in whole if e.primitive.name != "direct_conv"
-        ]
+        names = [e.primitive.name for e in whole if e.primitive.name != "direct_conv"]
         assert names == ["sub", "tanh", "mul"]
         expected = jax.grad(lambda *a: block(*a).sum(), (0, 1))(v, x)
         found = jax.grad(lambda *a: tuned.apply(*a).sum(), (0, 1))(v, x)

@@ -11,6 +11,7 @@ import pytest
 import sslx
 from tests.arrays import sparse_variables
 from tests.networks import network
+from tests.small_models import MODELS, Maker, conv, model
 
 
 def kept(plan: sslx.Plan) -> dict[str, list[np.ndarray]]:
@@ -35,30 +36,51 @@ def some_units(units: sslx.Groups, seed: int) -> dict[str, np.ndarray]:
     return factors
 
 
-def check_law(fn: Any, params: Any, x: Any, seed: int) -> sslx.Groups:
+QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+
+
+@jax.numpy_rank_promotion("allow")
+def check_law(
+    fn: Any, params: Any, x: Any, seed: int, settings: Any = (("align", "fold"),)
+) -> sslx.Groups:
+    """Compaction removes just the zeroed units, or says what it keeps of them."""
     units = sslx.units(fn, params, x)
     factors = some_units(units, seed)
     zeroed = sslx.scale(units, params, factors)
-    small = sslx.compact(fn, zeroed, x, alignment="align")
-    want = kept(sslx.compact(fn, params, x, alignment="align").plan)
-    for c in units.classes:
-        for m in c.members:
-            ids = np.arange(c.count) if m.ids is None else np.asarray(m.ids)
-            want[m.path][m.kept[0]] &= (ids < 0) | (factors[c.name][ids] > 0)
+    dense = jax.jit(fn, compiler_options=QUICK)(zeroed, x)
+    scale = float(jnp.abs(dense).max()) + 1e-30
+    for alignment, constants in settings:
+        options = {"alignment": alignment, "constants": constants}
+        small = sslx.compact(fn, zeroed, x, **options)
+        want = kept(sslx.compact(fn, params, x, **options).plan)
+        for c in units.classes:
+            for m in c.members:
+                ids = np.arange(c.count) if m.ids is None else np.asarray(m.ids)
+                want[m.path][m.kept[0]] &= (ids < 0) | (factors[c.name][ids] > 0)
+        check_plan(small, want)
+        got = jax.jit(small.apply, compiler_options=QUICK)(small.variables, x)
+        assert float(jnp.abs(dense - got).max()) < 1e-10 * scale
+    return units
+
+
+def check_plan(small: sslx.Compact, want: dict[str, list[np.ndarray]]) -> None:
+    """What is kept is what is wanted, and what `kept_zeros` says."""
+    reported = {(k.path, k.axis): k.count for k in small.kept_zeros}
     for path, axes in kept(small.plan).items():
         for axis, stays in enumerate(axes):
-            np.testing.assert_array_equal(stays, want[path][axis], f"{path}[{axis}]")
-    dense, got = jax.jit(fn)(zeroed, x), jax.jit(small.apply)(small.variables, x)
-    scale = float(jnp.abs(dense).max()) + 1e-30
-    assert float(jnp.abs(dense - got).max()) < 1e-10 * scale
-    return units
+            where = f"{path}[{axis}]"
+            assert not (want[path][axis] & ~stays).any(), f"{where}: more is removed"
+            more = int((stays & ~want[path][axis]).sum())
+            assert more == reported.get((path, axis), 0), f"{where}: {more} kept"
 
 
 def check_network(seed: int) -> None:
     net = network(seed, zeros=False)
     x = jax.random.normal(jax.random.key(seed), net.image, jnp.float64)
-    with jax.numpy_rank_promotion("allow"):
-        check_law(net.apply, net.params, x, seed)
+    check_law(net.apply, net.params, x, seed)
 
 
 @pytest.mark.parametrize("seed", range(7))
@@ -70,6 +92,102 @@ def test_zeroed_units_are_what_compaction_removes(seed: int, x64) -> None:
 @pytest.mark.parametrize("seed", range(2000, 2300))
 def test_zeroed_units_are_what_compaction_removes_in_many(seed: int, x64) -> None:
     check_network(seed)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_units_of_networks_as_people_publish_them(name: str, x64) -> None:
+    counts = {
+        "mixer": [6, 7, 8],
+        "vision_transformer": [2, 3, 3, 6, 8],
+        "mobilenet_v2": [4, 6, 8],
+        "efficientnet": [3, 5, 8],
+        "convnext": [4, 8],
+        "split_of_nothing": [8],
+        "gated_recurrent_unit": [4],
+        "u_net": [2, 2, 2, 2, 2, 3, 3, 6],
+        "grouped_queries": [2, 2, 3, 3, 5, 6],
+    }
+    net = model(name)
+    settings = [("align", "fold"), ("auto", "keep")]
+    units = check_law(net.fn, net.params, net.x, 0, settings)
+    assert sorted(c.count for c in units.classes) == counts[name]
+
+
+ACTIVATIONS = {
+    "relu6": jax.nn.relu6,
+    "clip": lambda x: jnp.minimum(jnp.maximum(x, 0), 6.0),
+    "elu": jax.nn.elu,
+    "selu": jax.nn.selu,
+    "softplus": jax.nn.softplus,
+    "hard_sigmoid": jax.nn.hard_sigmoid,
+    "sigmoid": jax.nn.sigmoid,
+    "hard_tanh": jax.nn.hard_tanh,
+    "squareplus": jax.nn.squareplus,
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_units_go_through_depthwise_convolutions_after(name: str, x64) -> None:
+    make, act = Maker(0), ACTIVATIONS[name]
+    make.weights(a=(1, 1, 2, 6), b=(3, 3, 1, 6), c=(6, 2))
+    make.vectors(6, "bias")
+
+    def fn(p, x):
+        y = act(conv(act(conv(x, p["a"]) + p["bias"]), p["b"]))
+        return y.mean((1, 2)) @ p["c"]
+
+    units = check_law(fn, make.params, make.array(1, 4, 4, 2), 0)
+    assert {c.name: len(c.members) for c in units.classes} == {"a[3]": 4}
+
+
+def test_axes_of_size_zero_hold_nothing_back(x64) -> None:
+    make = Maker(0)
+    make.weights(a=(3, 6), b=(6, 2))
+    make.params["t"] = make.array(1, 4, 4, 6)
+
+    def fn(p, x):
+        h = jnp.roll(x @ p["a"] + p["t"], (0, 4), (1, 2))
+        left, right = jnp.split(h, [6], -1)
+        none = jnp.zeros((*h.shape[:-1], 0), h.dtype) + right.sum()
+        return jax.nn.relu(jnp.concatenate([none, left], -1)) @ p["b"]
+
+    units = check_law(fn, make.params, make.array(2, 4, 4, 3), 0)
+    assert [(c.name, c.count, len(c.members)) for c in units.classes] == [
+        ("a[1]", 6, 3)
+    ]
+
+
+def test_rolled_channels_are_the_same_units_at_other_places(x64) -> None:
+    make = Maker(0)
+    make.weights(a=(3, 6), b=(6, 2))
+    fn = lambda p, x: jnp.tanh(jnp.roll(x @ p["a"], 1, -1)) @ p["b"]
+    units = check_law(fn, make.params, make.array(4, 3), 0)
+    assert [(c.name, c.count, len(c.members)) for c in units.classes] == [
+        ("a[1]", 6, 2)
+    ]
+
+
+def test_what_removes_nothing_or_takes_others_along_is_no_unit(x64) -> None:
+    make = Maker(0)
+    make.weights(a=(3, 6), b=(6, 6), c=(6, 2), only=(6, 1), qkv=(3, 3, 4), out=(4, 2))
+    make.params |= {"bias": make.array(2, 6), "wide": make.array(7, 2)}
+
+    def fn(p, x):
+        h = jnp.tanh(x @ p["a"] + p["bias"][0])
+        h = jnp.tanh(h @ p["b"] + p["bias"][1])
+        h = jnp.concatenate([h, jnp.tanh(h @ p["only"])], -1)
+        q, k, v = (x[None] @ p["qkv"][:, i] for i in range(3))
+        y = jax.nn.softmax(q @ k.swapaxes(1, 2), -1) @ v @ p["out"]
+        return h @ p["wide"] + y[0]
+
+    units = check_law(fn, make.params, make.array(4, 3), 0)
+    assert {c.name: c.count for c in units.classes} == {
+        "a[1]": 6,
+        "qkv[2]": 4,
+    }
+    text = units.describe()
+    assert "kept whole by having nothing else: only[1], wide[0]" in text
+    assert "bias[0]" in text and "qkv[1]" in text
 
 
 @pytest.mark.parametrize("seed", range(4))

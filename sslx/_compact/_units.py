@@ -14,7 +14,9 @@ from sslx._compact._plan import Plan
 from sslx._compact._state import expressions
 from sslx._compact._tracing import Traced, Tracer, whole_leaf
 from sslx._groups import flatten
-from sslx.graph import Family, Liveness, Value, families
+from sslx.graph import Family, Liveness, Value, families, full, is_region
+
+Node = tuple[Value, int]
 
 
 def units(
@@ -70,7 +72,83 @@ def units(
     none = {p: [np.zeros(n, bool) for n in x.shape or (1,)] for p, x in leaves.items()}
     fixed_point(live, traced, leaves, none, alignment="align", look=False)
     found, reasons = families(live, list(paths), _frozen(traced, paths, pin))
-    return Groups(_classes(found, paths), _notes(reasons, paths))
+    trial = _Trial(traced, leaves)
+    found = trial.removable(found)
+    return Groups(_classes(found, paths), _notes(trial.reasons | reasons, paths))
+
+
+class _Trial:
+    """Compaction of a program with the slices of some units zero."""
+
+    def __init__(self, traced: Traced, leaves: Mapping[str, Any]):
+        self.traced, self.leaves = traced, leaves
+        self.params = dict(zip(traced.program.inputs, leaves, strict=False))
+        self.reasons: dict[Node, str] = {}
+
+    def removable(self, found: Sequence[Family]) -> list[Family]:
+        """The families without the units that stay when they are zero.
+
+        All families are tried at once. Where units stay, families that share an axis
+        (heads and their width) are tried apart, since one may keep the other.
+        """
+        stay = self.staying(found)
+        parts = _apart(found)
+        if any(stay) and len(parts) > 1:
+            rows = [(part, self.staying([found[k] for k in part])) for part in parts]
+            stay = [dict(zip(*row, strict=True)) for row in rows]
+            stay = [next(r[k] for r in stay if k in r) for k in range(len(found))]
+        left = [f.without(units) for f, units in zip(found, stay, strict=True)]
+        return [f for f in left if f is not None]
+
+    def staying(self, found: Sequence[Family]) -> list[set[int]]:
+        """Per family, the units of which something is kept; half are zero at a time."""
+        stay: list[set[int]] = [set() for _ in found]
+        for parity in (0, 1):
+            dead = [
+                {n: (x >= 0) & (x % 2 == parity) for n, x in f.labels.items()}
+                if f.count > 1
+                else {}
+                for f in found
+            ]
+            live = self._compacted(dead)
+            for family, units, nodes in zip(found, stay, dead, strict=True):
+                for (value, axis), mask in nodes.items():
+                    alive = live.alive(value)
+                    kept = mask & alive[axis] & is_region(alive)
+                    if kept.any():
+                        units.update(family.labels[value, axis][kept].tolist())
+                        self.reasons.setdefault((value, axis), _why(live, value))
+        return stay
+
+    def _compacted(self, dead: Sequence[Mapping[Node, np.ndarray]]) -> Liveness:
+        zeros = {p: [*full(v, False)] for v, p in self.params.items()}
+        for nodes in dead:
+            for (value, axis), mask in nodes.items():
+                masks = zeros[self.params[value]]
+                masks[axis] = masks[axis] | mask
+        live = Liveness(self.traced.program, fold=True)
+        fixed_point(live, self.traced, self.leaves, zeros, "align", look=False)
+        return live
+
+
+def _apart(found: Sequence[Family]) -> list[list[int]]:
+    """The families in parts, of which none has two on one axis."""
+    parts: list[tuple[list[int], set[Node]]] = []
+    for k, family in enumerate(found):
+        nodes = set(family.labels)
+        part = next((p for p in parts if p[1].isdisjoint(nodes)), None)
+        if part is None:
+            part = ([], set())
+            parts.append(part)
+        part[0].append(k)
+        part[1].update(nodes)
+    return [numbers for numbers, _ in parts]
+
+
+def _why(live: Liveness, value: Value) -> str:
+    """What a parameter's slices stay for though they are zero."""
+    eqn = live.forced_by.get(value)
+    return f"{eqn.name} at {eqn.source}" if eqn else "the output"
 
 
 def _frozen(

@@ -76,7 +76,9 @@ def reduced(
         whole, paths = _filled(variables, held)
         small = compact(fn, whole, *args, **options, **kwargs)
         if held:
-            back = tuple(dataclasses.replace(h, paths=paths[p]) for p, h in held.items())
+            back = tuple(
+                dataclasses.replace(h, paths=paths[p]) for p, h in held.items()
+            )
             small = dataclasses.replace(
                 small,
                 variables=apply_plan(small.plan, variables),
@@ -93,7 +95,9 @@ def reduced(
             held[place] = Held("the module", f"{place} ({text.splitlines()[0]})", ())
 
 
-def _filled(variables: Any, held: Iterable[str]) -> tuple[Any, dict[str, tuple[str, ...]]]:
+def _filled(
+    variables: Any, held: Iterable[str]
+) -> tuple[Any, dict[str, tuple[str, ...]]]:
     """Variables without the zeros of some modules, and where those were."""
     leaves, treedef = flatten(variables)
     paths: dict[str, tuple[str, ...]] = {}
@@ -370,7 +374,9 @@ def _validated(key: str, old: Any, value: Any, place: Place) -> Sizes:
     if isinstance(old, tuple | list) and isinstance(value, tuple | list):
         if len(old) == len(value):
             pairs = zip(old, value, strict=True)
-            rows = [_validated(key, a, b, (*place, k)) for k, (a, b) in enumerate(pairs)]
+            rows = [
+                _validated(key, a, b, (*place, k)) for k, (a, b) in enumerate(pairs)
+            ]
             return {p: n for row in rows for p, n in row.items()}
     raise ValueError(f"sizes: {key} got {value!r}, expected the like of {old!r}")
 

@@ -1,5 +1,6 @@
 """Two modules called with the same arguments: do they compute the same, and if not,
-where does it start."""
+where does it start.
+"""
 
 import functools
 import sys

@@ -15,7 +15,6 @@ import copy
 import dataclasses
 import inspect
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -163,7 +162,9 @@ def near(
 def far(part: Part, seen: Mapping[int, set[int]]) -> Iterator[Sizes]:
     """Less likely sizes: those that any axis of the program has."""
     sizes = recorded(part.was)
-    options = {place: [n, *sorted(seen.get(n, {n}) - {n})] for place, n in sizes.items()}
+    options = {
+        place: [n, *sorted(seen.get(n, {n}) - {n})] for place, n in sizes.items()
+    }
     for option in _joint(sizes, options):
         yield option.sizes
 
@@ -287,7 +288,9 @@ def _constructed(
         and not is_settings(attributes[place[0]])
         and first.attributes[place[0]] == attributes[place[0]]
     }
-    places = [p for p in _places(arguments) if _matters(build, kind, arguments, p, first)]
+    places = [
+        p for p in _places(arguments) if _matters(build, kind, arguments, p, first)
+    ]
     goal = {path: after[path] for path in first.shapes}
     matches: list[Sizes] = []
     changes = _changes(arguments, places, _ratios(first.shapes, goal))

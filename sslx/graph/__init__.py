@@ -9,6 +9,7 @@ from sslx.graph._liveness import Facts as Facts
 from sslx.graph._liveness import Liveness as Liveness
 from sslx.graph._liveness import full as full
 from sslx.graph._masks import either as either
+from sslx.graph._masks import is_region as is_region
 from sslx.graph._masks import sizes_of as sizes_of
 from sslx.graph._masks import within as within
 from sslx.graph._program import Equation as Equation

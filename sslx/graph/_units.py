@@ -8,11 +8,11 @@ never one by one: then the family starts again from each factor.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from sslx.graph._liveness import Body, Facts, Liveness, literal_facts
+from sslx.graph._liveness import Body, Liveness
 from sslx.graph._program import Equation, Value
 from sslx.graph._relation import Labels, Relation
 
@@ -38,6 +38,15 @@ class Family:
 
     count: int
     labels: Mapping[Node, Labels]
+
+    def without(self, units: Collection[int]) -> "Family | None":
+        """The other units, numbered anew; None if there are none."""
+        left = np.setdiff1d(np.arange(self.count), list(units))
+        number = np.full(self.count + 1, -1)
+        number[left] = np.arange(left.size)
+        labels = {node: number[mine] for node, mine in self.labels.items()}
+        rows = {node: mine for node, mine in labels.items() if (mine >= 0).any()}
+        return Family(left.size, rows) if left.size else None
 
 
 class _Conflict(Exception):
@@ -136,6 +145,12 @@ class _Spreading:
         return bool((self._roots(after) != before).any())
 
 
+def _hanging(mine: Labels | None, theirs: Labels | None, size: int) -> int:
+    """How many slices of another axis belong to the only one of an axis."""
+    theirs = np.arange(size) if theirs is None else theirs
+    return int((theirs == (0 if mine is None else mine[0])).sum())
+
+
 def _constant(labels: Labels, coordinate: Labels) -> bool:
     """Whether equal coordinates mean equal numbers."""
     per = np.full(int(coordinate.max()) + 1, -1)
@@ -163,44 +178,30 @@ class _Graph:
     def __init__(self, liveness: Liveness):
         self.ports: dict[Node, list[_Port]] = {}
         self.frozen: dict[Node, tuple[int, str]] = {}
-        self.literals: dict[Value, Facts] = {}
-        self.equations: dict[Node, list[tuple[int, Liveness, Equation]]] = {}
-        self.order = 0
         self._add_program(liveness)
 
     def freeze(self, value: Value, reason: str, skip: Sequence[int] = ()) -> None:
         """Nothing may be removed from a value, some axes apart."""
-        for axis, size in enumerate(value.shape):
-            if size > 1 and axis not in skip:
+        if 0 in value.shape:
+            return
+        for axis in range(len(value.shape)):
+            if axis not in skip:
                 self.frozen.setdefault((value, axis), (len(self.frozen), reason))
 
-    def is_zero(self, value: Value) -> bool:
-        """Whether a value is a literal with nothing but zeros in it."""
-        return value.literal is not None and bool(self.literal(value).zero[0].all())
-
-    def literal(self, value: Value) -> Facts:
-        """The facts of a literal, found once."""
-        if value not in self.literals:
-            self.literals[value] = literal_facts(value)
-        return self.literals[value]
-
-    def _take(self, edges: "_Edges") -> None:
+    def _take(self, edges: "_Edges", where: str) -> None:
         for node, port in edges.ports.items():
             self.ports.setdefault(node, []).append(port)
+        for node in edges.spread:
+            self.frozen.setdefault(node, (len(self.frozen), where))
 
     def _add_program(self, live: Liveness) -> None:
         used = set(live.program.outputs)
         rows = []
         for eqn in reversed(live.program.equations):
-            if eqn.acts or any(v in used for v in eqn.outputs):
+            if any(v in used for v in eqn.outputs):
                 used.update(eqn.inputs)
                 rows.append(eqn)
         for eqn in reversed(rows):
-            place = (self.order, live, eqn)
-            self.order += 1
-            for value in (*eqn.inputs, *eqn.outputs):
-                for axis in range(len(value.shape)):
-                    self.equations.setdefault((value, axis), []).append(place)
             if eqn in live.inner:
                 self._add_body(eqn, live.inner[eqn])
             else:
@@ -221,8 +222,8 @@ class _Graph:
         for output, axis, label in rel.factors:
             if label.any():
                 edges.split((eqn.outputs[output], axis), label)
-        self._take(edges)
         where = f"{eqn.name} at {eqn.source}"
+        self._take(edges, where)
         for value in eqn.inputs:
             self.freeze(value, where, edges.axes(value))
         if not rel.free_outputs:
@@ -233,18 +234,20 @@ class _Graph:
         edges = _Edges()
         for source, target in body.flows(eqn):
             edges.along(source, target)
-        self._take(edges)
+        where = f"{eqn.name} at {eqn.source}"
+        self._take(edges, where)
         for value in (*eqn.inputs, *eqn.outputs):
-            self.freeze(value, f"{eqn.name} at {eqn.source}", edges.axes(value))
+            self.freeze(value, where, edges.axes(value))
         for inside in body.insides:
             self._add_program(inside)
 
 
 class _Edges:
-    """The ports of one equation."""
+    """The ports of one equation; `spread` are single slices that several hang on."""
 
     def __init__(self) -> None:
         self.ports: dict[Node, _Port] = {}
+        self.spread: list[Node] = []
 
     def axes(self, value: Value) -> list[int]:
         return [a for a in range(len(value.shape)) if (value, a) in self.ports]
@@ -267,8 +270,15 @@ class _Edges:
         sizes = [value.shape[axis] for value, axis in (a, b)]
         for node in (a, b):
             self.touch(node)
-        if 1 in sizes:
+        if 0 in sizes:
             return
+        for one, mine, size, theirs in (
+            (a, a_label, sizes[1], b_label),
+            (b, b_label, sizes[0], a_label),
+        ):
+            if one[0].shape[one[1]] == 1 and _hanging(mine, theirs, size) != 1:
+                self.spread.append(one)
+                return
         for node, mine, other, theirs in (
             (a, a_label, b, b_label),
             (b, b_label, a, a_label),
@@ -284,92 +294,6 @@ class _Edges:
         for axis in range(-rank, 0):
             first, second = axis + len(a.shape), axis + len(b.shape)
             self.add((a, first), (b, second), None, None)
-
-
-class _Vanishing:
-    """Which slices of a family are zero, or equal, when their parameters are zero."""
-
-    def __init__(self, grown: _Spreading):
-        self.grown = grown
-        self.zero = dict.fromkeys(grown.labels, True)
-        self.equal = dict.fromkeys(grown.labels, True)
-        equations = grown.graph.equations
-        rows = (row for node in grown.labels for row in equations.get(node, ()))
-        places = {row[0]: row for row in rows}
-        self.places = [places[k] for k in sorted(places)]
-        for node in grown.labels:
-            if node[0].literal is not None:
-                facts = grown.graph.literal(node[0])
-                gone = facts.zero[node[1]][grown.labels[node] >= 0].all()
-                self.zero[node] = self.equal[node] = bool(gone)
-        while self._pass():
-            pass
-
-    def frozen(self) -> Iterable[tuple[Node, str]]:
-        """Sums that would lose terms which are not zero."""
-        for _, live, eqn in self.places:
-            rel = live.relations.get(eqn)
-            for members in rel.sums if rel else ():
-                nodes = [(eqn.inputs[m.operand], m.axis) for m in members]
-                inside = [n for n in nodes if n in self.grown.labels]
-                fine = any(self.zero[n] for n in inside)
-                if eqn.name == "reduce_sum":
-                    fine = fine or any(self.equal[n] for n in inside)
-                if inside and not fine:
-                    yield inside[0], f"{eqn.name} at {eqn.source}"
-
-    def _pass(self) -> bool:
-        changed = False
-        for _, live, eqn in self.places:
-            if eqn in live.inner:
-                changed |= self._body(eqn, live.inner[eqn])
-                continue
-            for o, value in enumerate(eqn.outputs):
-                for axis in range(len(value.shape)):
-                    node = (value, axis)
-                    if node in self.zero:
-                        zero, equal = self._output(eqn, live.relations[eqn], o, axis)
-                        changed |= self._lower(node, zero, equal)
-        return changed
-
-    def _lower(self, node: Node, zero: bool, equal: bool) -> bool:
-        changed = (self.zero[node] and not zero) or (self.equal[node] and not equal)
-        self.zero[node] &= zero
-        self.equal[node] &= equal
-        return changed
-
-    def _output(
-        self, eqn: Equation, rel: Relation, output: int, axis: int
-    ) -> tuple[bool, bool]:
-        links = [x for x in rel.links if x.output == output and x.out_axis == axis]
-        labels, zero = self.grown.labels, self.zero
-        found: dict[int, bool] = {}
-        equal = rel.constant and (bool(links) or eqn.name == "broadcast_in_dim")
-        for link in links:
-            node = (eqn.inputs[link.operand], link.in_axis)
-            if node in labels:
-                found[link.operand] = found.get(link.operand, False) or zero[node]
-                plain = link.in_label is None and link.out_label is None
-                equal = equal and plain and (zero[node] or self.equal[node])
-        if rel.covers:
-            return bool(found) and all(found.values()), False
-        is_zero = self.grown.graph.is_zero
-        groups = [
-            [found.get(k, is_zero(eqn.inputs[k])) for k in group]
-            for group in rel.zero_groups(output)
-        ]
-        return any(map(all, groups)), equal
-
-    def _body(self, eqn: Equation, body: Body) -> bool:
-        changed = False
-        for source, target in body.flows(eqn):
-            shift = len(source.shape) - len(target.shape)
-            for axis in range(len(target.shape)):
-                node, origin = (target, axis), (source, axis + shift)
-                if node in self.zero and axis + shift >= 0:
-                    zero = self.zero.get(origin, self.grown.graph.is_zero(source))
-                    changed |= self._lower(node, zero, self.equal.get(origin, False))
-        return changed
 
 
 def families(
@@ -454,7 +378,6 @@ def _accepted(
     frozen = grown.graph.frozen
     rows = sorted((frozen[n], n) for n in grown.labels if n in frozen)
     stops = [(n, reason) for (_, reason), n in rows]
-    stops += _Vanishing(grown).frozen()
     why = {}
     for node, reason in stops:
         for unit in np.unique(grown.of(node)):
@@ -464,6 +387,9 @@ def _accepted(
         for v, axis in grown.labels
         if v in params and all(m.any() for m in live.alive(v))
     }
+    for labels in numbers.values():
+        if (labels == labels[0]).all():
+            why.setdefault(int(labels[0]), "having nothing else")
     bad = np.array([u for u in why if u >= 0], int)
     for node, labels in numbers.items():
         hit = labels[np.isin(labels, bad)]

@@ -111,7 +111,9 @@ class Direct:
         first = 2 + sum(step.kind == "filter" for step in self.epilogue)
         of_images = [k == 0 or k >= first for k in range(len(operands))]
         shared = all(of_images[k] or axis is None for k, axis in enumerate(axes))
-        conv = _more_images(self.conv, size) if shared else _more_groups(self.conv, size)
+        conv = (
+            _more_images(self.conv, size) if shared else _more_groups(self.conv, size)
+        )
         if unfit(conv) or (is_gradient(self.conv) and not shared):
             return jax.vmap(self.plain, tuple(axes))(*operands)
         join = _Join(size, 0 if shared else -1)
