@@ -1,23 +1,36 @@
-"""Kill this process at its n-th change of files below a folder.
+"""Kill a process just before a change of files below a folder.
 
-Python announces what it does with files; the kill comes just before it is done. As a
-program: `python kills.py FOLDER N MODULE ARGUMENTS...` runs a module that way and
-writes the changes seen to FOLDER/../changes.txt if it ends before (N = 0: it does).
+Python announces what it does with files (`sys.addaudithook`). A forked child costs no
+imports, so that many can be killed.
 """
 
 import os
 import pathlib
-import runpy
+import re
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 _CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate"}
 _WRITING = os.O_WRONLY | os.O_RDWR
 
+Due = Callable[[list[str]], bool]
+"""The changes so far, the next one last -> whether to kill before it."""
 
-def arm(folder: str | pathlib.Path, number: int) -> list[str]:
-    """From now on; the list grows with every change."""
+
+def nth(number: int) -> Due:
+    """Before the n-th change; 0 never."""
+    return lambda seen: len(seen) == number
+
+
+def before(change: str) -> Due:
+    """Before this change."""
+    return lambda seen: seen[-1] == change
+
+
+def arm(folder: str | pathlib.Path, due: Due) -> list[str]:
+    """From now on; the list that is returned grows with every change."""
     root, seen = os.path.abspath(folder), []
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
@@ -29,15 +42,16 @@ def arm(folder: str | pathlib.Path, number: int) -> list[str]:
         path = os.path.abspath(os.fsdecode(args[0]))
         if not inside and not path.startswith(root):
             return
-        seen.append(f"{event} {os.path.relpath(path, root)}")
-        if len(seen) == number:
+        name = re.sub(r"\.\w{8}\.\S+\.saving", ".saving", os.path.relpath(path, root))
+        seen.append(f"{event} {name}")
+        if due(seen):
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
     return seen
 
 
-def fork(action: Any, *args: Any) -> int | None:
+def fork(action: Callable[..., Any], *args: Any) -> int | None:
     """Run `action` in a child: the signal that ended it, or None; it must not raise."""
     sys.stdout.flush()
     child = os.fork()
@@ -47,6 +61,7 @@ def fork(action: Any, *args: Any) -> int | None:
         except BaseException:
             sys.excepthook(*sys.exc_info())
             os._exit(1)
+        sys.stdout.flush()
         os._exit(0)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
@@ -54,12 +69,3 @@ def fork(action: Any, *args: Any) -> int | None:
     if os.WEXITSTATUS(status):
         raise SystemExit("a child raised")
     return None
-
-
-if __name__ == "__main__":
-    place, count, module = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-    changes = arm(place, count)
-    sys.argv = sys.argv[3:]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
-    text = "\n".join(changes)
-    pathlib.Path(place).with_name("changes.txt").write_text(text, encoding="utf-8")

@@ -239,7 +239,7 @@ test_runs.runs.provenance = lambda: {}
 test_runs.runs.jax.process_index = lambda: 0  # Starts a backend, in every child.
 
 def act(place, number, options):
-    seen = kills.arm(place, number)
+    seen = kills.arm(place, kills.nth(number))
     test_runs.study(place, **options)
 
 for number in range(1, 200):
