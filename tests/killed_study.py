@@ -18,11 +18,11 @@ import warnings
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import jax
-import kills
-import orbax.checkpoint  # noqa: F401
+import jax  # noqa: E402
+import kills  # noqa: E402
+import orbax.checkpoint  # noqa: E402, F401
 
-from experiments import cifar_ssl, ssl_report  # noqa: F401
+from experiments import cifar_ssl, ssl_report  # noqa: E402, F401
 
 OPTIONS = "--preset smoke --data digits --model lenet --batch 512 --block 4 "
 OPTIONS += "--baseline-epochs 2 --ssl-epochs 2 --ssl-learning-rate 0.2 --strength 4 "
@@ -34,8 +34,9 @@ BOUNDARY = re.compile(
 )
 
 
-def study(folder: pathlib.Path, due: kills.Due = kills.nth(0)) -> None:
-    seen = kills.arm(folder, due)
+def study(folder: pathlib.Path, change: str = "") -> None:
+    """Killed before that change, or not."""
+    seen = kills.arm(folder, kills.before(change))
     with (folder.parent / "log.txt").open("a", encoding="utf-8") as log:
         with contextlib.redirect_stdout(log):
             cifar_ssl.main(cifar_ssl.parse([*OPTIONS.split(), "--run", str(folder)]))
@@ -62,7 +63,7 @@ def main(root: pathlib.Path, count: int) -> None:
     boundaries = list(dict.fromkeys(x for x in changes if BOUNDARY.search(x)))
     number = 0
     for change in boundaries:
-        killed = kills.fork(study, root / "boundaries", kills.before(change))
+        killed = kills.fork(study, root / "boundaries", change)
         number += killed == signal.SIGKILL
     assert kills.fork(study, root / "boundaries") is None
     draw = random.Random(0)
@@ -70,7 +71,7 @@ def main(root: pathlib.Path, count: int) -> None:
         killed = kills.fork(timed, root / "random", draw.uniform(0.5, 8.0))
         number += killed == signal.SIGKILL
     assert kills.fork(study, root / "random") is None
-    print(len(boundaries), "boundaries", number, "kills")
+    sys.stdout.write(f"{len(boundaries)} boundaries {number} kills\n")
 
 
 if __name__ == "__main__":

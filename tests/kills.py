@@ -25,7 +25,7 @@ def nth(number: int) -> Due:
 
 
 def before(change: str) -> Due:
-    """Before this change."""
+    """Before this change; "" never."""
     return lambda seen: seen[-1] == change
 
 

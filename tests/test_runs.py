@@ -242,7 +242,7 @@ def act(place, number, options):
     seen = kills.arm(place, kills.nth(number))
     test_runs.study(place, **options)
 
-for number in range(1, 200):
+for number in range(1, 200, int(sys.argv[5])):
     place = root / str(number)
     if options:
         assert kills.fork(act, place, 0, {}) is None
@@ -255,12 +255,20 @@ for number in range(1, 200):
 """
 
 
-@pytest.mark.parametrize("command", ["once", "redo"])
-def test_a_study_killed_at_any_change_of_a_file_ends_as_if_it_was_not(
-    command, tmp_path
+@pytest.mark.parametrize(
+    ("command", "step"),
+    [
+        ("once", 6),
+        ("redo", 8),
+        pytest.param("once", 1, marks=pytest.mark.slow),
+        pytest.param("redo", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_stages_killed_at_any_change_of_a_file_end_as_if_they_were_not(
+    command, step, tmp_path
 ):
     words = [sys.executable, "-c", KILLED, str(ROOT), str(ROOT / "tests")]
-    words += [str(tmp_path / "runs"), command]
+    words += [str(tmp_path / "runs"), command, str(step)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(done.stdout.split()[-1]) > 20
