@@ -7,7 +7,6 @@ the quartiles of the control's ratio is a tie.
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -174,7 +173,7 @@ def finish(record: dict[str, Any], out: pathlib.Path | None) -> dict[str, Any]:
     record["load"] = load()
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(record, indent=1) + "\n")
+        runs.write_json(out, record)
     return record
 
 

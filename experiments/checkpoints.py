@@ -21,13 +21,21 @@ class CheckpointError(RuntimeError):
 
 @jax.jit
 def _digest(tree: PyTree[Array]) -> UInt32[Array, ""]:
-    """Sum of every leaf's 32-bit words, weighted by the leaf's place, mod 2^32."""
-    total = jnp.zeros((), jnp.uint32)
-    for place, leaf in enumerate(jax.tree.leaves(tree)):
-        if jnp.issubdtype(leaf.dtype, jnp.floating):
-            word = jnp.dtype(f"uint{leaf.dtype.itemsize * 8}")
-            leaf = jax.lax.bitcast_convert_type(leaf, word)
-        total += jnp.sum(leaf.astype(jnp.uint32)) * jnp.uint32(2 * place + 1)
+    """Sum of all words, each times an odd number that follows from its place, mod 2^32.
+
+    A word is 32 bits of an entry, or all of a smaller one.
+    """
+    total = start = jnp.zeros((), jnp.uint32)
+    for leaf in jax.tree.leaves(tree):
+        if leaf.dtype != bool:
+            bits = min(32, leaf.dtype.itemsize * 8)
+            leaf = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{bits}"))
+        place = jnp.zeros(leaf.shape, jnp.uint32)
+        for axis, size in enumerate(leaf.shape):
+            at = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+            place = place * jnp.uint32(size) + at
+        words = leaf.astype(jnp.uint32) * (2 * (start + place) + 1)
+        total, start = total + jnp.sum(words), start + jnp.uint32(leaf.size)
     return total
 
 
@@ -54,12 +62,15 @@ class Checkpoints:
         """Step of the newest complete checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: PyTree[Array], position: Any = None) -> None:
+    def save(
+        self, step: int, state: PyTree[Array], note: str = "", position: Any = None
+    ) -> None:
         """Start writing `state` as checkpoint `step`.
 
         Args:
             step: its name.
             state: arrays.
+            note: what `restore` gives back with them.
             position: a Grain iterator whose state is kept beside, if any.
 
         Raises:
@@ -69,7 +80,7 @@ class Checkpoints:
             return
         items: dict[str, Any] = {
             "state": ocp.args.StandardSave(_storable(state)),
-            "check": ocp.args.JsonSave({"digest": int(_digest(state))}),
+            "check": ocp.args.JsonSave({"digest": int(_digest(state)), "note": note}),
         }
         if position is not None:
             items["position"] = _grain().CheckpointSave(position)
@@ -92,8 +103,10 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             raise self._write_error(error) from error
 
-    def restore(self, like: PyTree[Array], position: Any = None) -> PyTree[Array]:
-        """The newest checkpoint, with the shapes, types and shardings of `like`.
+    def restore(
+        self, like: PyTree[Array], position: Any = None
+    ) -> tuple[PyTree[Array], str]:
+        """The newest checkpoint, shaped, typed and sharded as `like`; and its note.
 
         Args:
             like: a state as it was saved.
@@ -118,14 +131,14 @@ class Checkpoints:
                 lambda got, old: got if old.size else old, restored["state"], like
             )
             digest = int(_digest(state))
-            expected = restored["check"]["digest"]
+            expected, note = (restored["check"][key] for key in ("digest", "note"))
         except Exception as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise CheckpointError(self._damaged(place, reason[0])) from error
         if digest != expected:
             reason = f"digest {digest}, expected {expected}"
             raise CheckpointError(self._damaged(place, reason))
-        return state
+        return state, note
 
     def close(self) -> None:
         """Finish the background work."""

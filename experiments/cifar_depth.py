@@ -89,7 +89,6 @@ def main(config: Config) -> runs.Run:
     """
     name = f"cifar_depth-{config.data}-{config.model}-{config.preset}"
     run = runs.Run(config.run or pathlib.Path("runs") / name, cifar_ssl.STAGES)
-    run.redo(config.redo)
     context = ssl_stages.Context(config, run, data.load(config.data, config.data_dir))
 
     def act(stage: str) -> dict[str, Any]:

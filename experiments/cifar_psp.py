@@ -57,7 +57,6 @@ def main(config: Config) -> runs.Run:
     """
     name = f"cifar_psp-{config.method}-{config.data}-{config.model}-{config.preset}"
     run = runs.Run(config.run or pathlib.Path("runs") / name, STAGES)
-    run.redo(config.redo)
     arrays = data.load(config.data, config.data_dir)
     context = psp_stages.Context(config, run, arrays)
     fields = ssl_stages.fields(STAGES, psp_stages.fields(config.method))

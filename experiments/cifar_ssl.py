@@ -147,7 +147,6 @@ def main(config: Config) -> runs.Run:
     """
     name = f"cifar_ssl-{config.data}-{config.model}-{config.preset}"
     run = runs.Run(config.run or pathlib.Path("runs") / name, STAGES)
-    run.redo(config.redo)
     context = ssl_stages.Context(config, run, data.load(config.data, config.data_dir))
     run.do(config, _FIELDS, lambda stage: getattr(ssl_stages, stage)(context))
     return run

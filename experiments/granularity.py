@@ -141,7 +141,6 @@ def main(config: Config) -> pathlib.Path:
     arrays = data.load(config.data, config.data_dir)
     for seed in config.seeds:
         run = runs.Run(folder / f"seed-{seed}", STAGES[:-1])
-        run.redo([stage for stage in config.redo if stage != "report"])
         seeded = Seeded(**vars(config), seed=seed)
         context = granularity_stages.Context(seeded, run, arrays)
         run.do(seeded, _FIELDS, lambda s, c=context: getattr(granularity_stages, s)(c))

@@ -143,12 +143,13 @@ def main(config: Config) -> dict[str, Any]:
     run = runs.Run(config.run, config.models)
     options = {k: getattr(config, k) for k in ("density", "seed", "repeats")}
     results = {}
-    for name in config.models:
-        run.begin(name, options)
-        if run.result(name) is None:
-            origin = runs.provenance()
-            run.finish(name, {**study(name, config), "provenance": origin})
-        results[name] = run.result(name)
+    with runs.taken(run.folder):
+        for name in config.models:
+            run.begin(name, options)
+            if run.result(name) is None:
+                origin = runs.provenance()
+                run.finish(name, {**study(name, config), "provenance": origin})
+            results[name] = run.result(name)
     record = {"options": options, "models": results, "provenance": runs.provenance()}
     folder = config.run / "report"
     folder.mkdir(exist_ok=True)

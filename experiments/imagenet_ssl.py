@@ -195,7 +195,6 @@ def main(config: Config) -> runs.Run:
     name = f"imagenet_ssl-{config.data}-{config.model}-{config.preset}"
     run = runs.Run(config.run or pathlib.Path("runs") / name, cifar_ssl.STAGES)
     context = imagenet_stages.Context(config, run, open_data(config))
-    run.redo(config.redo)
     run.do(config, _FIELDS, lambda stage: imagenet_stages.act(context, stage))
     return run
 

@@ -1,39 +1,103 @@
-"""The log of a training stage, as JSON lines, and its clock."""
+"""The log of a training stage, as JSON lines, and its clock.
+
+The last entry of a line, `check`, follows from the line and from all before it.
+"""
 
 import json
+import os
 import pathlib
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from experiments import records
+
+_START = "start"
+
 
 class MetricsLog:
-    """JSON lines; lines after step `keep_until` (of a run that was cut) are dropped."""
+    """JSON lines, appended.
 
-    def __init__(self, path: pathlib.Path, keep_until: int = 0) -> None:
-        self.path = path
-        kept = [row for row in read_metrics(path) if row["step"] <= keep_until]
-        part = path.with_suffix(".part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        part.replace(path)
+    Attributes:
+        check: of the last line; with it a reader knows that none is missing.
+    """
+
+    def __init__(self, path: pathlib.Path, check: str = _START) -> None:
+        """Go on after the line with this check, or start a log.
+
+        Lines after it, of a run that was cut, are dropped.
+
+        Raises:
+            records.DamageError: the lines up to there are not those written.
+        """
+        self.path, self.check = path, check
+        kept = _rows(path, check)
+        records.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append one line."""
-        with self.path.open("a") as out:
-            out.write(json.dumps(row) + "\n")
+        """Append one line, to the disk."""
+        self.check = records.digest([self.check, row])
+        with self.path.open("a", encoding="utf-8") as out:
+            out.write(json.dumps({**row, "check": self.check}) + "\n")
+            out.flush()
+            os.fsync(out.fileno())
 
 
-def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Every complete line of a metrics file; a last line cut short is left out."""
-    return list(_lines(path)) if path.exists() else []
+def read_metrics(path: pathlib.Path, check: str | None = None) -> list[dict[str, Any]]:
+    """Every complete line of a metrics file; a last line cut short is left out.
+
+    Args:
+        path: the file.
+        check: of the last line, where it is known.
+
+    Raises:
+        records.DamageError: a line was changed or is missing.
+    """
+    return [
+        {k: x for k, x in row.items() if k != "check"} for row in _rows(path, check)
+    ]
+
+
+def last_check(path: pathlib.Path) -> str:
+    """The check of the last line."""
+    rows = _rows(path, None)
+    return rows[-1]["check"] if rows else _START
+
+
+def _rows(path: pathlib.Path, last: str | None) -> list[dict[str, Any]]:
+    """Lines up to the one with the check `last`, or all."""
+    rows: list[dict[str, Any]] = []
+    if last == _START or (last is None and not path.exists()):
+        return rows
+    for row in _lines(path):
+        rows.append(row)
+        if row["check"] == last:
+            return rows
+    if last is not None:
+        raise _damaged(path, len(rows) + 1, "missing")
+    return rows
 
 
 def _lines(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text().splitlines():
+    check = _START
+    *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    for number, line in enumerate(lines, 1):
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return
+            row = json.loads(line)
+            found = row.pop("check")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise _damaged(path, number, f"damaged: {error!r}") from error
+        check = records.digest([check, row])
+        if found != check:
+            raise _damaged(path, number, "damaged, or a line before it is missing")
+        yield {**row, "check": check}
+
+
+def _damaged(path: pathlib.Path, number: int, what: str) -> records.DamageError:
+    return records.DamageError(
+        f"{path}, line {number} is {what}: restore the file from a copy, or delete "
+        f"{path.parent} and run the same command again"
+    )
 
 
 class Clock:

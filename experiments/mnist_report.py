@@ -73,9 +73,10 @@ def make_record(context: Context) -> dict[str, Any]:
     missing = [stage for stage, result in results.items() if result is None]
     if missing:
         raise runs.RunError(f"report: {', '.join(missing)} not complete; do them first")
-    trained = ["baseline"]
+    trained = {"baseline": results["baseline"]}
     for name in context.names:
-        trained += [f"ssl/{name}", f"finetune/{name}"]
+        for stage in ("ssl", "finetune"):
+            trained[f"{stage}/{name}"] = results[stage]["networks"][name]
     options = dataclasses.asdict(context.config)
     return {
         "options": {k: v for k, v in options.items() if k not in ("data_dir", "run")},
@@ -83,8 +84,10 @@ def make_record(context: Context) -> dict[str, Any]:
         "dense_left": dataclasses.asdict(context.counts(context.trained["params"])),
         "metrics": [
             row
-            for stage in trained
-            for row in train.read_metrics(context.run.path(stage) / "metrics.jsonl")
+            for stage, result in trained.items()
+            for row in train.read_metrics(
+                context.run.path(stage) / "metrics.jsonl", result["metrics_check"]
+            )
         ],
         "provenance": runs.provenance(),
     }

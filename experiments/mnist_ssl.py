@@ -122,7 +122,6 @@ def main(config: Config) -> runs.Run:
     """
     name = f"mnist_ssl-{config.data}-{config.preset}"
     run = runs.Run(config.run or pathlib.Path("runs") / name, STAGES)
-    run.redo(config.redo)
     arrays = data.load(config.data, config.data_dir)
     context = mnist_stages.Context(config, run, arrays)
     run.do(config, _FIELDS, lambda stage: getattr(mnist_stages, stage)(context))

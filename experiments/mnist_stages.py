@@ -210,7 +210,7 @@ def compact(context: Context) -> dict[str, Any]:
                 f"compact {name}: its outputs differ from the zeroed network's by "
                 f"{error:.2g} of the largest one, expected rounding (below 1e-4)"
             )
-        sslx.save(context.run.path("compact") / name, small)
+        sslx.save(context.run.fresh("compact", name), small)
         after = measure.cost(small.apply, small.variables, images[:1])
         results[name] = {
             "relative_error": error,

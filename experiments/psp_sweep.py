@@ -106,17 +106,20 @@ def main(sweep: Sweep) -> dict[str, Any]:
     folder = sweep.run or pathlib.Path("runs") / name
     arrays = data.load(shared.data, shared.data_dir)
     origin = runs.provenance()
-    for seed in sweep.seeds:
-        base = dataclasses.replace(
-            shared, seed=sweep.seeds[0] if sweep.one_baseline else seed
-        )
-        run = runs.Run(folder / f"baseline{base.seed}", ())
-        _baseline(psp_stages.Context(base, run, arrays), origin)
-        for point in _points(sweep, seed, run):
-            _do(
-                point, psp_stages.Context(point.config, run, arrays, point.name), origin
+    with runs.taken(folder):
+        for seed in sweep.seeds:
+            base = dataclasses.replace(
+                shared, seed=sweep.seeds[0] if sweep.one_baseline else seed
             )
-            psp_curves.write(folder, collect(sweep, folder))
+            run = runs.Run(folder / f"baseline{base.seed}", ())
+            _baseline(psp_stages.Context(base, run, arrays), origin)
+            for point in _points(sweep, seed, run):
+                _do(
+                    point,
+                    psp_stages.Context(point.config, run, arrays, point.name),
+                    origin,
+                )
+                psp_curves.write(folder, collect(sweep, folder))
     return collect(sweep, folder)
 
 

@@ -41,7 +41,10 @@ def write(
         "metrics": [
             row
             for stage in _trained(results)
-            for row in train.read_metrics(context.run.path(stage) / "metrics.jsonl")
+            for row in train.read_metrics(
+                context.run.path(stage) / "metrics.jsonl",
+                results[stage]["metrics_check"],
+            )
         ],
         "provenance": runs.provenance(),
     }

@@ -234,7 +234,6 @@ def compact(context: Context) -> dict[str, Any]:
     """
     images, apply = context.images(context.checked), context.exact.apply
     small = sslx.compact(apply, context.sparse, images[:1])
-    sslx.save(context.run.path("compact") / "model", small)
     wanted = jax.jit(apply)(context.sparse, images)
     got = jax.jit(small.apply)(small.variables, images)
     error = float(jnp.max(jnp.abs(got - wanted)) / jnp.max(jnp.abs(wanted)))
@@ -243,6 +242,7 @@ def compact(context: Context) -> dict[str, Any]:
             f"compact: its outputs differ from the zeroed network's by {error:.2g} "
             "of the largest one, expected rounding (below 1e-4)"
         )
+    sslx.save(context.run.fresh("compact", "model"), small)
     print(small.summary())
     print(f"compact and zeroed outputs agree to {error:.1e} on {len(images)} images")
     before = measure.cost(apply, context.sparse, images[:1])
@@ -261,7 +261,7 @@ def finetune(context: Context) -> dict[str, Any]:
     tuned = context.tuned
     result = trained_result(context, "finetune", context.small.apply, tuned)
     model = dataclasses.replace(context.small, variables=tuned)
-    sslx.save(context.run.path("finetune") / "model", model)
+    sslx.save(context.run.fresh("finetune", "model"), model)
     return result
 
 
@@ -310,7 +310,8 @@ def trained_result(
     context: Context, stage: str, apply: train.Apply, variables: dict[str, Any]
 ) -> dict[str, Any]:
     """Test figures after the last epoch, cost, and how long the stage trained."""
-    rows = train.read_metrics(context.run.path(stage) / "metrics.jsonl")
+    log = context.run.path(stage) / "metrics.jsonl"
+    rows = train.read_metrics(log)
     cost = measure.cost(apply, variables, context.images(1))
     return {
         **{name: x for name, x in rows[-1].items() if name.startswith("test_")},
@@ -318,6 +319,7 @@ def trained_result(
         "parameters": cost.parameters,
         "weights": cost.weights,
         "training_seconds": round(training_seconds(rows, context.config.batch), 1),
+        "metrics_check": train.last_check(log),
     }
 
 

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, UInt8
 from experiments import checkpoints, data
 from experiments.metrics import Clock
 from experiments.metrics import MetricsLog as MetricsLog
+from experiments.metrics import last_check as last_check
 from experiments.metrics import read_metrics as read_metrics
 from experiments.progress import Progress
 from experiments.steps import Apply as Apply
@@ -194,6 +195,7 @@ def fit(
     Raises:
         TrainingError: NaN or infinite loss or parameters, no batch in the data.
         checkpoints.CheckpointError: a damaged checkpoint or a full disk.
+        records.DamageError: a damaged log of what was trained before.
     """
     if isinstance(source, data.Arrays):
         source = Resident(source)
@@ -234,10 +236,13 @@ class _Run:
         self.store, self.mesh, self.per_epoch = store, mesh, per_epoch
         self.total = options.epochs * per_epoch
         self.state = initial_state(stage, options, mesh)
-        if store.latest() is not None:
-            self.state = store.restore(self.state, batches.position)
-        self.at = int(self.state.step)
-        self.log = MetricsLog(folder / "metrics.jsonl", keep_until=self.at)
+        path = folder / "metrics.jsonl"
+        if store.latest() is None:
+            self.at, self.log = 0, MetricsLog(path)
+        else:
+            self.state, check = store.restore(self.state, batches.position)
+            self.at = int(self.state.step)
+            self.log = MetricsLog(path, check)
         step = source.make_step(stage, options, mesh)
         self.step = compiled(step, donate_argnums=0)
         self.observe = jax.jit(stage.observe)
@@ -291,7 +296,7 @@ class _Run:
     def _save(self) -> None:
         if not bool(checkpoints.all_finite(self.state.variables)):
             raise self._not_finite("a parameter that is not finite")
-        self.store.save(self.at, self.state, self.batches.position)
+        self.store.save(self.at, self.state, self.log.check, self.batches.position)
 
     def _not_finite(self, what: str) -> TrainingError:
         last = self.store.latest()

@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import os
 import pathlib
 import signal
@@ -232,15 +231,6 @@ def test_a_file_that_cannot_grow_is_reported_and_the_last_checkpoint_stays(tmp_p
     store = checkpoints.Checkpoints(tmp_path / "run" / "checkpoints")
     assert store.latest() == 5
     store.close()
-
-
-def test_a_cut_last_line_of_the_log_is_left_out(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    rows = [{"step": step} for step in range(1, 5)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"st')
-    assert train.read_metrics(path) == rows
-    train.MetricsLog(path, keep_until=2)
-    assert train.read_metrics(path) == rows[:2]
 
 
 def test_a_batch_larger_than_the_data_is_refused(digits, tmp_path):

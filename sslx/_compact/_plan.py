@@ -86,17 +86,28 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Plan":
-        """The inverse of `to_json`, also after a trip through a file."""
+        """The inverse of `to_json`, also after a trip through a file.
 
-        def axes(rows: Any) -> Axes:
-            return tuple(None if row is None else tuple(row) for row in rows)
+        Raises:
+          ValueError: if indices are not ascending, or do not fit the shape.
+        """
+        return cls({path: _leaf_from_json(path, d) for path, d in data.items()})
 
-        return cls(
-            {
-                path: LeafPlan(tuple(d["shape"]), axes(d["kept"]), axes(d["zero"]))
-                for path, d in data.items()
-            }
-        )
+
+def _leaf_from_json(path: str, data: Mapping[str, Any]) -> LeafPlan:
+    shape = tuple(data["shape"])
+
+    def axes(name: str) -> Axes:
+        for axis, (size, row) in enumerate(zip(shape, data[name], strict=True)):
+            steps = np.diff([-1, *row, size]) if row is not None else [size + 1]
+            if min(steps) < 1:
+                raise ValueError(
+                    f"{path}: {name} indices of axis {axis} must ascend from 0 to "
+                    f"below {size}"
+                )
+        return tuple(None if row is None else tuple(row) for row in data[name])
+
+    return LeafPlan(shape, axes("kept"), axes("zero"))
 
 
 def apply_plan(plan: Plan, tree: PyTree) -> PyTree:
