@@ -109,10 +109,7 @@ def _propagate(liveness: Liveness) -> None:
             for v in eqn.outputs
         ]
         if any(map(is_region, wanted)):
-            terms = [
-                np.ones(max(label_of(eqn, m).max(initial=-1) for m in s) + 1, bool)
-                for s in rel.sums
-            ]
+            terms = [liveness.nonzero_terms(eqn, members) for members in rel.sums]
             for value, masks in zip(
                 eqn.inputs, pull(eqn, rel, wanted, terms), strict=True
             ):

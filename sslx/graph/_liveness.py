@@ -59,6 +59,11 @@ class Facts:
     static: bool = False
     weight: bool = False
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing of it depends on the inputs."""
+        return self.static or all(map(every, self.constant))
+
     def agrees(self, other: "Facts") -> bool:
         """Whether it says the same."""
         flags = (self.static, self.weight) == (other.static, other.weight)
@@ -247,6 +252,12 @@ class Liveness:
                 gone = gone | self.copies.terms(equation, member.axis)
             rows.append(gone)
         return _terms(equation, members, rows)
+
+    def nonzero_terms(self, equation: Equation, members: Sequence[Summed]) -> Mask:
+        """Which terms of a sum are not zero, by label."""
+        facts = [self.of(equation.inputs[m.operand]) for m in members]
+        gone = [f.zero[m.axis] for f, m in zip(facts, members, strict=True)]
+        return _terms(equation, members, gone)
 
     def folds(self, equation: Equation, member: Summed) -> bool:
         """Whether constant terms of a product are added as one constant instead."""

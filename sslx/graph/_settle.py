@@ -158,7 +158,7 @@ def _settle_sums(
             continue
         for here, other in (members, members[::-1]):
             value, partner = eqn.inputs[here.operand], eqn.inputs[other.operand]
-            if liveness.of(value).static or not liveness.of(partner).static:
+            if liveness.of(value).settled or not liveness.of(partner).static:
                 continue
             alive = liveness.alive(value)[here.axis]
             target = targets[here.operand][here.axis]
