@@ -82,7 +82,7 @@ def _evaluate(
             outs = _equation(eqn, ways, operands, known, form)
         env.update(zip(eqn.outvars, outs, strict=True))
         if eqn.primitive.name in _FOLLOWED and any(m is not None for m in known):
-            mask = _FOLLOWED[eqn.primitive.name](eqn, known)
+            mask = _FOLLOWED[eqn.primitive.name](eqn, known, operands)
             if mask is not None:
                 masks[eqn.outvars[0]] = mask
 
@@ -227,25 +227,48 @@ def _bodies(eqn: Any) -> list[Any]:
 # How zero entries pass through what often stands between a parameter and its use.
 
 
-def _same(eqn: Any, known: list[Alive]) -> Alive:
+def _same(eqn: Any, known: list[Alive], operands: list[Any]) -> Alive:
     return known[0]
 
 
-def _transpose(eqn: Any, known: list[Alive]) -> Alive:
+def _transpose(eqn: Any, known: list[Alive], operands: list[Any]) -> Alive:
     return None if known[0] is None else known[0].transpose(eqn.params["permutation"])
 
 
-def _reshape(eqn: Any, known: list[Alive]) -> Alive:
+def _reshape(eqn: Any, known: list[Alive], operands: list[Any]) -> Alive:
     return None if known[0] is None else known[0].reshape(eqn.outvars[0].aval.shape)
 
 
-def _product(eqn: Any, known: list[Alive]) -> Alive:
+def _slice(eqn: Any, known: list[Alive], operands: list[Any]) -> Alive:
+    p, mask = eqn.params, known[0]
+    if mask is None:
+        return None
+    steps = p["strides"] or (1,) * mask.ndim
+    rows = zip(p["start_indices"], p["limit_indices"], steps, strict=True)
+    return mask[tuple(slice(*row) for row in rows)]
+
+
+def _gather(eqn: Any, known: list[Alive], operands: list[Any]) -> Alive:
+    """Whole slices along one axis, at positions that are known and inside."""
+    p, mask, indices = eqn.params, known[0], operands[1]
+    if mask is None or _jax_compat.is_traced(indices) or np.ndim(indices) != 2:
+        return None
+    axes, numbers = p["dimension_numbers"].start_index_map, p["dimension_numbers"]
+    axis, places = axes[0], np.asarray(indices)[:, 0]
+    sizes = tuple(1 if a == axis else n for a, n in enumerate(mask.shape))
+    offsets = tuple(a for a in range(mask.ndim) if a != axis)
+    whole = (tuple(p["slice_sizes"]), tuple(numbers.offset_dims)) == (sizes, offsets)
+    inside = places.size and 0 <= places.min() and places.max() < mask.shape[axis]
+    return mask.take(places, axis) if len(axes) == 1 and whole and inside else None
+
+
+def _product(eqn: Any, known: list[Alive], operands: list[Any]) -> Alive:
     shape = eqn.outvars[0].aval.shape
     full = [m for m in known if m is not None and m.shape == shape]
     return np.logical_and.reduce(full) if full else None
 
 
-_FOLLOWED: dict[str, Callable[[Any, list[Alive]], Alive]] = {
+_FOLLOWED: dict[str, Callable[[Any, list[Alive], list[Any]], Alive]] = {
     "convert_element_type": _same,
     "copy": _same,
     "copy_p": _same,
@@ -254,6 +277,8 @@ _FOLLOWED: dict[str, Callable[[Any, list[Alive]], Alive]] = {
     "optimization_barrier": _same,
     "reshape": _reshape,
     "squeeze": _reshape,
+    "slice": _slice,
+    "gather": _gather,
     "transpose": _transpose,
     "mul": _product,
 }
