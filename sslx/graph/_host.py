@@ -112,7 +112,8 @@ def convolve_uniform(eqn: Any, image: Any, kernel: Any) -> Any | None:
       kernel: the kernel, at full size.
 
     Returns:
-      The result; None where the operands do not have this form.
+      The result, of size 1 along axes on which no tap reads padding; None where the
+      operands do not have this form.
     """
     params = eqn.params
     numbers, parts = params["dimension_numbers"], params["feature_group_count"]
@@ -129,7 +130,9 @@ def convolve_uniform(eqn: Any, image: Any, kernel: Any) -> Any | None:
     out = xp.einsum("bgi,goi...->bgo...", rows, taps, optimize=True)
     out = out.reshape(len(rows), -1, *taps.shape[3:])
     for a in range(len(spatial)):
-        out = xp.tensordot(out, _reads_pixel(eqn, a).astype(out.dtype), ([2], [1]))
+        reads = _reads_pixel(eqn, a)
+        reads = reads[:1] if reads.all() else reads
+        out = xp.tensordot(out, reads.astype(out.dtype), ([2], [1]))
     out = xp.transpose(out, np.argsort(numbers.out_spec))
     return out.astype(eqn.outputs[0].dtype)
 
