@@ -27,7 +27,8 @@ def random(rng: np.random.Generator, shape: tuple[int, ...], kind: str) -> np.nd
     if kind == "b":
         return rng.random(shape) < 0.5
     if kind == "i":
-        return rng.integers(1, 5, shape, np.int8) * rng.choice([-1, 1], shape)
+        signs = rng.choice(np.array([-1, 1], np.int8), shape)
+        return rng.integers(1, 5, shape, np.int8) * signs
     array = rng.normal(size=shape)
     if kind == "c":
         array = array + 1j * rng.normal(size=shape)
