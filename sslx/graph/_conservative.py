@@ -10,10 +10,10 @@ REASONS = {
         "lu lu_pivots_to_permutation ormqr qr schur svd symmetric_product "
         "triangular_solve tridiagonal tridiagonal_solve"
     ),
-    "its result depends on how many entries it is given": (
+    "gives results that depend on how many entries it is given": (
         "approx_top_k select_and_gather_add select_and_scatter"
     ),
-    "its computation is a program that is not analysed": (
+    "runs a program that is not analysed": (
         "call call_exported call_hi_primitive call_hi_primitive_linearized composite "
         "core_map cudnn_fusion custom_jvp_call_jaxpr custom_lin custom_linear_solve "
         "custom_partitioning custom_vmap_call eval_jaxpr linear_call reduce remat_opt "
@@ -46,9 +46,9 @@ REASONS = {
         "relayout scaled_dot scaled_matmul scaled_matmul_wrapper "
         "with_memory_space_constraint"
     ),
-    "counts, orders or converts for other primitives; holds no channels": (
-        "after_all broadcast_to create_token dce_sink dim_as_value dimension_size empty "
-        "empty2 from_edtype iota_2x32_shape philox2x32 philox4x32 platform_index "
+    "counts, orders or converts for other primitives": (
+        "after_all broadcast_to create_token dce_sink dim_as_value dimension_size "
+        "empty empty2 from_edtype iota_2x32_shape philox2x32 philox4x32 platform_index "
         "rng_uniform threefry4x32 tie to_edtype zeros_like"
     ),
 }

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from sslx.graph._conservative import CONSERVATIVE
 from sslx.graph._liveness import Body, Liveness
 from sslx.graph._program import Equation, Value
 from sslx.graph._relation import Masks
@@ -23,7 +24,9 @@ class Held:
     paths: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.primitive} at {self.source} holds back {', '.join(self.paths)}"
+        why = CONSERVATIVE.get(self.primitive, "has no rule for this form")
+        paths = ", ".join(self.paths)
+        return f"{self.primitive} at {self.source} holds back {paths}: it {why}"
 
 
 @dataclasses.dataclass(frozen=True)
