@@ -200,7 +200,9 @@ def compact(
 
     $$\mathrm{apply}(\mathrm{shrink}(v), x) = \mathrm{fn}(v, x)$$
 
-    up to rounding, for finite values: `0 * x` counts as zero.
+    up to rounding, for finite values: `0 * x` and `0 / x` count as zero, and so do -0.0
+    (`arctan2` and `copysign` tell it from 0.0) and the NaN that a lookup in a parameter
+    gives for an index out of range.
 
     Args:
       fn: any JAX function of `(variables, *args, **kwargs)`.

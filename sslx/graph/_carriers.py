@@ -197,7 +197,7 @@ def _lined_up(
     eqn: Equation, rel: Relation, operands: list[Any], shapes: Sequence[Any]
 ) -> list[Any]:
     """Operands at full size, except on axes that merely run along."""
-    if _elementwise(eqn):
+    if rel.pointwise:
         there = [np.shape(x) for x in operands if np.ndim(x)]
         sizes = dict(enumerate(np.broadcast_shapes(*there) if there else ()))
         return [_widened(x, sizes) if np.ndim(x) else x for x in operands]
@@ -210,17 +210,6 @@ def _lined_up(
         _widened(x, {a: n for a, n in enumerate(shape) if a not in kept})
         for shape, x, kept in rows
     ]
-
-
-def _elementwise(eqn: Equation) -> bool:
-    shapes = {v.shape for v in (*eqn.inputs, *eqn.outputs) if v.shape}
-    reducing = "axes" in eqn.params or "axis" in eqn.params
-    layout = {"transpose", "rev", "pad", "slice", "dot_general", "concatenate", "split"}
-    layout |= {"reshape", "tile"}
-    windowed = "window_dimensions" in eqn.params
-    ranks = {len(s) for s in shapes}
-    named = eqn.name not in layout and eqn.name != "conv_general_dilated"
-    return named and not reducing and not windowed and len(ranks) <= 1
 
 
 _ANY_SIZE = {

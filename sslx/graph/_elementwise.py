@@ -171,7 +171,7 @@ def _zeros_at_zero(equation: Any) -> tuple[Operands, ...]:
     for the literals $\ell$ as they are; or, where these are arrays, if they are zero.
     """
     values = equation.inputs
-    if any(jnp.issubdtype(v.dtype, jax.dtypes.extended) for v in values):
+    if not all(isinstance(v.dtype, np.dtype) for v in values):
         return NEVER
     literals = {k: _known(v) for k, v in enumerate(values) if v.literal is not None}
     moving = tuple(k for k in range(len(values)) if k not in literals)

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from sslx.graph._conservative import CONSERVATIVE
 from sslx.graph._liveness import Body, Liveness
 from sslx.graph._program import Equation, Value
 from sslx.graph._relation import Masks
@@ -25,8 +26,10 @@ class Held:
     reason: str = ""
 
     def __str__(self) -> str:
-        what = f"{self.primitive} at {self.source} holds back {', '.join(self.paths)}"
-        return f"{what}: {self.reason}" if self.reason else what
+        why = CONSERVATIVE.get(self.primitive, "has no rule for this form")
+        paths = ", ".join(self.paths)
+        what = f"{self.primitive} at {self.source} holds back {paths}"
+        return f"{what}: {self.reason or f'it {why}'}"
 
 
 @dataclasses.dataclass(frozen=True)
