@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from sslx.graph import (
     Liveness,
     Masks,
     Rewriter,
+    Value,
     full,
     require_constants,
     sizes_of,
@@ -101,6 +103,15 @@ class Reduction:
             *((x, full(v, True)) for x, v in zip(call.arrays, rest, strict=True)),
         ]
         return Rewriter(self.live, [*carriers, *(None for _ in rest)]), inputs
+
+    def held(
+        self, compact: "Compact", leaves: list[Any], arrays: list[Any]
+    ) -> tuple[dict[Value, tuple[Any, Masks]], Callable[[Value], Masks]]:
+        """All that is computed on the way, over which slices; and which are alive."""
+        call = Call(None, (), tuple(arrays))
+        rewriter, inputs = self.prepared(compact, leaves, call)
+        rewriter.run(inputs, self.wanted)
+        return rewriter.held, self.live.alive
 
 
 class Fault(NamedTuple):
