@@ -85,15 +85,21 @@ def _require_values(leaves: dict[str, Any]) -> None:
             )
 
 
-def refuse_captured(fn: Callable[..., Any], consts: Any) -> None:
+def refuse_captured(fn: Callable[..., Any], jaxpr: Any, given: int) -> None:
     """Refuse a function that closes over arrays which are still being traced.
+
+    Args:
+      fn: the function.
+      jaxpr: what it was traced to.
+      given: the number of arrays that it was traced with.
 
     Raises:
       ValueError: with the shape of the first.
     """
-    for array in consts:
-        if _jax_compat.is_traced(array):
-            raise ValueError(
-                f"{getattr(fn, '__qualname__', fn)} captures a traced array of shape "
-                f"{np.shape(array)}; fix: pass it as an argument"
-            )
+    extra = len(jaxpr.in_avals) - given
+    captured = [x for x in jaxpr.consts if _jax_compat.is_traced(x)]
+    for array in [*jaxpr.in_avals[: max(extra, 0)], *captured]:
+        raise ValueError(
+            f"{getattr(fn, '__qualname__', fn)} captures a traced array of shape "
+            f"{array.shape}; fix: pass it as an argument"
+        )

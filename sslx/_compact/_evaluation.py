@@ -123,6 +123,8 @@ class Fault(NamedTuple):
 
 def fault(small: "Compact", traced: Traced, call: Call) -> Fault | None:
     """Evaluate a reduction on shapes alone; None if it gives the dense shapes."""
+    if any(isinstance(f.values, jax.ShapeDtypeStruct) for f in small.folded.values()):
+        return None
     structs = [struct(x) for x in flatten(small.variables)[0].values()]
     last: list[Rewriter] = []
 

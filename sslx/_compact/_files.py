@@ -47,6 +47,7 @@ def save(path: str | pathlib.Path, small: Compact) -> None:
         "format": _FORMAT,
         "fold": small.fold,
         "state": small.state,
+        "opaque": [[*key, why] for key, why in small.tracer.opaque.items()],
         "plan": small.plan.to_json(),
         "dtypes": {p: _dtype_name(x) for p, x in leaves.items()},
         "folded": {p: f.axes for p, f in small.folded.items()},
@@ -102,11 +103,11 @@ def load(
     }
     variables = _nested(leaves) if like is None else _fitted(path, plan, leaves, like)
     held = tuple(Held(a, b, tuple(c), d) for a, b, c, d in data["held_back"])
-    reasons = {(h.primitive, h.source): h.reason for h in held if h.reason}
+    opaque = {(name, source): why for name, source, why in data["opaque"]}
     example = _example_from_json(data["example"])
     kept = tuple(KeptZeros(*row) for row in data["kept_zeros"])
     small = Compact(
-        Tracer(fn, data["state"], reasons),
+        Tracer(fn, data["state"], opaque),
         variables,
         plan,
         folded,

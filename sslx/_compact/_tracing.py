@@ -84,7 +84,8 @@ class Tracer:
         return jax.jit(flat)
 
     def _traced(self, staged: Any, plan: Plan, call: Call) -> Traced:
-        refuse_captured(self.fn, staged.jaxpr.consts)
+        count = len(plan.leaves) + len(call.arrays)
+        refuse_captured(self.fn, staged.jaxpr, count)
         program = build(staged.jaxpr)
         self.hide(program, {})
         paths, treedef = jax.tree_util.tree_flatten_with_path(staged.out_info)
