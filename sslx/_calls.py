@@ -93,3 +93,26 @@ def struct(array: Any) -> jax.ShapeDtypeStruct:
     """Shape and dtype of an array, weak types included."""
     aval = array if isinstance(array, jax.ShapeDtypeStruct) else jax.typeof(array)
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=bool(aval.weak_type))
+
+
+def require_word(name: str, got: Any, words: tuple[str, ...]) -> None:
+    """Refuse an option that is none of its words.
+
+    Raises:
+      ValueError: with all that would do.
+    """
+    if not isinstance(got, str) or got not in words:
+        raise ValueError(f"{name}: got {got!r}, expected one of {', '.join(words)}")
+
+
+def require_count(name: str, got: Any) -> None:
+    """Refuse what is no positive integer.
+
+    Raises:
+      TypeError: it is no integer.
+      ValueError: it is less than 1.
+    """
+    if isinstance(got, bool) or not isinstance(got, int | np.integer):
+        raise TypeError(f"{name}: got {got!r}, expected an integer")
+    if got < 1:
+        raise ValueError(f"{name}: got {got}, expected at least 1")

@@ -1,18 +1,23 @@
 """`compact`: dead-code elimination, one channel at a time, on the jaxpr."""
 
+import copy
 import dataclasses
 import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from sslx._calls import Call, as_jax, struct, take_apart
+from sslx._calls import Call, require_count, require_word, struct, take_apart
 from sslx._compact import _summary
 from sslx._compact._analysis import fixed_point, planned
+from sslx._compact._arguments import read_variables, require_function
+from sslx._compact._check import check as compare
 from sslx._compact._evaluation import (
     Fault,
     Reduction,
@@ -47,9 +52,12 @@ from sslx.lowering import (
 Constants = Literal["fold", "keep"]
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Compact:
     """A function and its variables, reduced to what is alive.
+
+    Compared and hashed as an object; it is not pickled, as it holds a function:
+    `sslx.save` and `sslx.load` keep it.
 
     Attributes:
       tracer: traces the original function.
@@ -75,9 +83,7 @@ class Compact:
     example: Call | None
     fold: bool
     tuned: Tuned | None = None
-    reductions: dict[Traced, Reduction] = dataclasses.field(
-        default_factory=dict, compare=False
-    )
+    reductions: dict[Traced, Reduction] = dataclasses.field(default_factory=dict)
 
     def apply(self, variables: PyTree, *args: Any, **kwargs: Any) -> PyTree:
         """What `fn(full variables, *args, **kwargs)` returns.
@@ -143,6 +149,7 @@ class Compact:
           cache: as for `sslx.tune`.
           **kwargs: more of the call.
         """
+        require_word("lowering", lowering, get_args(Lowering))
         plain = dataclasses.replace(self, tuned=None)
         if lowering == "xla":
             return plain
@@ -168,6 +175,19 @@ class Compact:
         """The rows as text, with totals and what was held back."""
         return _summary.text(self)
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a Compact is not pickled, as it holds a function; "
+            "fix: sslx.save(path, small), then sslx.load(path, fn)"
+        )
+
+    def __copy__(self) -> "Compact":
+        return dataclasses.replace(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Compact":
+        variables = copy.deepcopy(self.variables, memo)
+        return dataclasses.replace(self, variables=variables)
+
     def __repr__(self) -> str:
         leaves = self.plan.leaves.values()
         before = sum(math.prod(leaf.shape) for leaf in leaves)
@@ -188,6 +208,7 @@ def compact(
     alignment: Alignment = "auto",
     constants: Constants = "fold",
     strict: bool = False,
+    check: bool = False,
     round_to: int | None = None,
     lowering: Lowering = "xla",
     **kwargs: Any,
@@ -225,6 +246,8 @@ def compact(
         statistics of a norm, the weights that read them), which therefore stay, train
         and change as before; `"keep"` goes on computing them beside the others.
       strict: raise if a primitive without a rule keeps parameters from being reduced.
+      check: run both functions on random inputs of the example's shapes (and what they
+        call back), and raise where they differ.
       round_to: keep so many dead channels that the widths of products of data and
         weights are multiples of it; `kept_zeros` lists them, and `summary` counts them.
         None leaves that to `lowering`, which rounds where it has measured a gain.
@@ -237,20 +260,28 @@ def compact(
       **kwargs: more of the call.
 
     Returns:
-      A `Compact`.
+      A `Compact`. What could not be reduced is kept as it is, and `held_back` says why.
 
     Raises:
+      TypeError: an argument is not of its kind, such as a module instead of its
+        `apply`, or a setting among the variables.
       ValueError: with `strict`, if something was held back; for masks that do not fit;
-        if `round_to` is less than 1.
+        for an option that is none of its words; for variables whose zeros cannot be
+        read (shapes without `masks`, traced arrays).
+      RuntimeError: with `check`, if an output differs by more than rounding; it names
+        the output, both bounds, and the first equation that is off.
 
     Example:
       >>> small = sslx.compact(model.apply, variables, x, train=False)
       >>> y = jax.jit(small.apply)(small.variables, x)
     """
-    if round_to is not None and round_to < 1:
-        raise ValueError(f"round_to: got {round_to}, expected at least 1")
-    leaves, treedef = flatten(variables)
-    leaves = {path: as_jax(leaf) for path, leaf in leaves.items()}
+    require_word("alignment", alignment, get_args(Alignment))
+    require_word("constants", constants, get_args(Constants))
+    require_word("lowering", lowering, get_args(Lowering))
+    if round_to is not None:
+        require_count("round_to", round_to)
+    require_function(fn, variables)
+    leaves, treedef = read_variables(variables, values=masks is None)
     call = take_apart(args, kwargs)
     identity = Plan({p: whole_leaf(np.shape(x)) for p, x in leaves.items()})
     dtypes = [x.dtype for x in leaves.values()]
@@ -271,9 +302,24 @@ def compact(
 
     if lowering == "measure":
         ways = [reduced(*way) for way in _ways(alignment, round_to)]
-        return _fastest(ways, args, kwargs)
-    small = reduced(alignment, _widths(round_to))
-    return small.lowered(*args, lowering=lowering, **kwargs)
+        small = _fastest(ways, args, kwargs)
+    else:
+        small = reduced(alignment, _widths(round_to))
+        small = small.lowered(*args, lowering=lowering, **kwargs)
+    if check:
+        compare(small, traced, _zeroed(leaves, zeros) if masks else leaves, call)
+    return small
+
+
+def _zeroed(leaves: Mapping[str, Any], zeros: Mapping[str, Masks]) -> dict[str, Any]:
+    """The variables with zeros where masks say so."""
+    out = {}
+    for path, leaf in leaves.items():
+        for axis, mask in enumerate(zeros[path] if leaf.ndim else ()):
+            line = [-1 if a == axis else 1 for a in range(leaf.ndim)]
+            leaf = jnp.where(mask.reshape(line), jnp.zeros((), leaf.dtype), leaf)
+        out[path] = leaf
+    return out
 
 
 def _keep_whole(tracer: Tracer, traced: Traced, error: Fault) -> None:
@@ -311,7 +357,7 @@ def _reduced(
             + "\nfix: leave out strict=True to keep them, or rewrite that line"
         )
     plan, folded = planned(live, params, leaves, zeros)
-    small = {p: plan.leaves[p].shrink(x) for p, x in leaves.items()}
+    small = {p: _own(plan.leaves[p].shrink(x), x) for p, x in leaves.items()}
     example = call._replace(arrays=tuple(struct(x) for x in call.arrays))
     kept = kept_zeros(live, list(zip(params, leaves, zeros.values(), strict=True)))
     reduced = analysed(traced, live, plan)
@@ -326,6 +372,11 @@ def _reduced(
         live.fold,
         reductions={} if reduced is None else {traced: reduced},
     )
+
+
+def _own(small: Any, leaf: Any) -> Any:
+    """A copy of what is shared with the dense variables: either may be donated."""
+    return jnp.copy(small) if small is leaf and isinstance(leaf, jax.Array) else small
 
 
 # Lowering.

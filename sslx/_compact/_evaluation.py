@@ -1,6 +1,7 @@
 """A call of a compact function: the traced program over its alive slices."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from sslx.graph import (
     Masks,
     Part,
     Rewriter,
+    Value,
     full,
     require_constants,
     sizes_of,
@@ -97,6 +99,15 @@ class Reduction:
             *((x, full(v, True)) for x, v in zip(call.arrays, rest, strict=True)),
         ]
         return Rewriter(self.live, [*carriers, *(None for _ in rest)]), inputs
+
+    def held(
+        self, leaves: list[Any], arrays: list[Any]
+    ) -> tuple[dict[Value, tuple[Any, Masks]], Callable[[Value], Masks]]:
+        """All that is computed on the way, over which slices; and which are alive."""
+        call = Call(None, (), tuple(arrays))
+        rewriter, inputs = self.prepared(leaves, call)
+        rewriter.run(inputs, self.wanted)
+        return rewriter.held, self.live.alive
 
 
 class Fault(NamedTuple):

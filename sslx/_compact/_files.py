@@ -51,6 +51,7 @@ def save(path: str | pathlib.Path, small: Compact) -> None:
     data = {
         "fold": small.fold,
         "state": small.state,
+        "opaque": [[*key, why] for key, why in small.tracer.opaque.items()],
         "plan": small.plan.to_json(),
         "structure": _structure(small.variables, leaves),
         "dtypes": {p: _dtype_name(x) for p, x in leaves.items()},
@@ -142,11 +143,11 @@ def _rebuilt(
             "give the original network's variables, or their shapes, as like="
         )
     held = tuple(Held(a, b, tuple(c), d) for a, b, c, d in data["held_back"])
-    reasons = {(h.primitive, h.source): h.reason for h in held if h.reason}
+    opaque = {(name, source): why for name, source, why in data["opaque"]}
     example = _example_from_json(data["example"])
     kept = tuple(KeptZeros(*row) for row in data["kept_zeros"])
     small = Compact(
-        Tracer(fn, data["state"], reasons),
+        Tracer(fn, data["state"], opaque),
         variables,
         plan,
         data["folded"],

@@ -8,6 +8,7 @@ import jax
 from jaxtyping import PyTree
 
 from sslx._calls import Call, struct
+from sslx._compact._arguments import refuse_captured
 from sslx._compact._plan import LeafPlan, Plan
 from sslx._compact._state import state_of, stated
 from sslx._groups import flatten
@@ -83,6 +84,8 @@ class Tracer:
         return jax.jit(flat)
 
     def _traced(self, staged: Any, plan: Plan, call: Call) -> Traced:
+        count = len(plan.leaves) + len(call.arrays)
+        refuse_captured(self.fn, staged.jaxpr, count)
         program = build(staged.jaxpr)
         self.hide(program, {})
         paths, treedef = jax.tree_util.tree_flatten_with_path(staged.out_info)

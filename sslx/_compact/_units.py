@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
-from sslx._calls import as_jax, take_apart
+from sslx._calls import take_apart
 from sslx._classes import GroupClass, Groups, Member
 from sslx._compact._analysis import fixed_point
+from sslx._compact._arguments import read_variables, require_function
 from sslx._compact._plan import Plan
 from sslx._compact._state import expressions
 from sslx._compact._tracing import Traced, Tracer, whole_leaf
-from sslx._groups import flatten
 from sslx.graph import Family, Liveness, Value, families, full, is_region
 
 Node = tuple[Value, int]
@@ -61,8 +61,8 @@ def units(
       >>> units = sslx.units(model.apply, variables, x, pin=["stem"])
       >>> penalty = sslx.penalty_value(sslx.GroupLasso(1e-4), units, variables)
     """
-    leaves, _ = flatten(variables)
-    leaves = {path: as_jax(leaf) for path, leaf in leaves.items()}
+    require_function(fn, variables)
+    leaves, _ = read_variables(variables, values=False)
     pin, state = expressions("pin", pin, leaves), expressions("state", state, leaves)
     plan = Plan({p: whole_leaf(np.shape(x)) for p, x in leaves.items()})
     dtypes = [x.dtype for x in leaves.values()]

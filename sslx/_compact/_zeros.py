@@ -56,21 +56,45 @@ def given_zeros(
     Raises:
       ValueError: if a path or the length of a mask does not fit the leaves.
     """
+    if not isinstance(masks, Mapping):
+        raise TypeError(
+            f"masks: got {type(masks).__name__}, expected {{path: {{axis: booleans}}}}"
+        )
     errors = [
-        f"  {path}: there is no such leaf" for path in masks if path not in leaves
+        f"  {path}: there is no such leaf; there are {', '.join(leaves)}"
+        for path in masks
+        if path not in leaves
     ]
     out = {}
     for path, leaf in leaves.items():
         out[path] = [np.zeros(n, bool) for n in leaf.shape or (1,)]
-        for axis, mask in masks.get(path, {}).items():
-            mask = np.asarray(mask, bool)
-            if axis >= len(leaf.shape) or mask.shape != (leaf.shape[axis],):
-                errors.append(
-                    f"  {path}: mask of axis {axis} has shape {mask.shape}, "
-                    f"the leaf {tuple(leaf.shape)}"
-                )
+        rows = masks.get(path, {})
+        if not isinstance(rows, Mapping):
+            errors.append(f"  {path}: got {type(rows).__name__}, expected axis: mask")
+            continue
+        for axis, mask in rows.items():
+            wrong = _misfit(leaf, axis, mask)
+            if wrong:
+                errors.append(f"  {path}: {wrong}")
             else:
-                out[path][axis] = mask
+                out[path][axis] = out[path][axis] | np.asarray(mask)
     if errors:
         raise ValueError("masks do not fit the variables:\n" + "\n".join(errors))
     return out
+
+
+def _misfit(leaf: Any, axis: Any, mask: Any) -> str:
+    """Why a mask does not say which slices of an axis are zero; empty if it does."""
+    rank = len(leaf.shape)
+    if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
+        return f"axis {axis!r} is no integer"
+    if not -rank <= axis < rank:
+        return f"there is no axis {axis} in the shape {tuple(leaf.shape)}"
+    if isinstance(mask, jax.ShapeDtypeStruct):
+        return f"mask of axis {axis} is a shape, expected booleans (True: zero)"
+    mask = np.asarray(mask)
+    if mask.dtype != np.bool_:
+        return f"mask of axis {axis} has dtype {mask.dtype}, expected bool (True: zero)"
+    if mask.shape != (leaf.shape[axis],):
+        return f"mask of axis {axis} has shape {mask.shape}, the leaf {leaf.shape}"
+    return ""

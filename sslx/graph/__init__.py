@@ -16,6 +16,7 @@ from sslx.graph._program import Equation as Equation
 from sslx.graph._program import Program as Program
 from sslx.graph._program import Value as Value
 from sslx.graph._program import build as build
+from sslx.graph._program import evaluate_dense as evaluate_dense
 from sslx.graph._program import trace as trace
 from sslx.graph._relation import Masks as Masks
 from sslx.graph._report import Held as Held

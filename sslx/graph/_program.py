@@ -103,6 +103,18 @@ def trace(fn: Callable[..., Any], *args: Any) -> tuple[Program, Any, list[Any]]:
     return build(closed), treedef, [path for path, _ in paths]
 
 
+def evaluate_dense(program: Program, arrays: Sequence[Any]) -> dict[Value, Any]:
+    """Every value of a program, computed from its inputs as they are."""
+    found: dict[Value, Any] = dict(zip(program.inputs, arrays, strict=True))
+    for eqn in program.equations:
+        operands = [
+            jnp.asarray(v.array) if v.literal is not None else found[v]
+            for v in eqn.inputs
+        ]
+        found.update(zip(eqn.outputs, eqn.bind(operands), strict=True))
+    return found
+
+
 def build(jaxpr: Any, consts: list[Any] | None = None) -> Program:
     """The program of a jaxpr, open or closed."""
     opened, own = _jax_compat.open_jaxpr(jaxpr)

@@ -4,14 +4,14 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sslx import _jax_compat
-from sslx._calls import Call, struct, take_apart
+from sslx._calls import Call, require_word, struct, take_apart
 from sslx.lowering._conv import Columns, Conv
 from sslx.lowering._evaluate import Alive, Ways, lowered
 from sslx.lowering._forms import XLA, Form
@@ -47,6 +47,8 @@ class Choice:
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Tuned:
     """A function with the forms of its convolutions and the compiler options chosen.
+
+    Compared and hashed as an object; it is pickled if its function can be.
 
     Attributes:
       fn: the original function.
@@ -105,6 +107,9 @@ class Tuned:
                 compiler_options=None if inner else dict(self.compiler_options),
             )
         return run(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k != "_compiled"}
 
     @functools.cached_property
     def _compiled(self) -> dict[Any, Callable[..., Any]]:
@@ -230,19 +235,21 @@ def tune(
 
     Args:
       fn: any JAX function.
-      *args: an example call; shapes are enough.
+      *args: an example call; shapes are enough. Real and complex numbers are traced
+        like arrays, as by `jax.jit`; integers, booleans and strings are settings.
       lowering: `"rule"` takes forms and options by a rule for CPUs, and leaves other
         devices to XLA; `"measure"` times the candidates of every convolution, and then
         whole programs, here and now; `"xla"` leaves everything to XLA.
       cache: folder of the timings of convolutions, which are used again; by default
         `$XDG_CACHE_HOME/sslx` or `~/.cache/sslx`.
-      **kwargs: more of the call; leaves that are not arrays are static.
+      **kwargs: more of the call.
 
     Returns:
       A `Tuned`, which is called like `fn`.
 
     Raises:
-      ValueError: the cache is damaged.
+      TypeError: `fn` is no function.
+      ValueError: the cache is damaged, or there is no such lowering.
 
     Example:
       >>> fast = sslx.tune(model.apply, variables, x, lowering="measure")
@@ -273,6 +280,9 @@ def tune_sparse(
     cache: str | os.PathLike[str] | None,
 ) -> Tuned:
     """`tune` for arrays some of whose entries are known to stay zero."""
+    if not callable(fn):
+        raise TypeError(f"fn: got {type(fn).__name__}, expected a function")
+    require_word("lowering", lowering, get_args(Lowering))
     plain = Tuned(fn, lowering, (), {}, nonzero=nonzero)
     if lowering == "xla":
         return plain
