@@ -1,0 +1,99 @@
+"""The laws of compaction, on programs of single operations made at random."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sslx
+from tests.operations import Program, program
+
+SETTINGS = [(a, c) for a in ("auto", "align", "scatter") for c in ("fold", "keep")]
+QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+
+
+def fault(made: Program, seed: int, settings: list[tuple[str, str]]) -> str | None:
+    """What is wrong with the compaction of a program; None if nothing is.
+
+    Compact is dense, on another batch too and at full size again; compacting twice
+    removes nothing more.
+    """
+    params = made.params
+    x = jax.random.normal(jax.random.key(seed), made.shapes[0], jnp.float64)
+    small = {}
+    for alignment, constants in settings:
+        options = {"alignment": alignment, "constants": constants}
+        try:
+            small[alignment, constants] = sslx.compact(made.apply, params, x, **options)
+        except Exception as error:
+            return f"{alignment} {constants}: compact raises {error!r:.300}"
+
+    def everything(x):
+        rows = {k: s.apply(s.variables, x) for k, s in small.items()}
+        wide = {k: made.apply(s.expand(), x) for k, s in small.items()}
+        return made.apply(params, x), rows, wide
+
+    try:
+        dense, rows, wide = jax.jit(everything, compiler_options=QUICK)(x)
+    except Exception as error:
+        return f"apply raises {error!r:.300}"
+    if not all(np.isfinite(y).all() for y in dense):
+        return None
+    for name, found in (("apply", rows), ("expand", wide)):
+        for setting, outs in found.items():
+            error = max(map(relative, outs, dense))
+            if not error < 1e-10:
+                return f"{' '.join(setting)}: {name} is off by {error:.1e}"
+    return next(filter(None, (again(s, x, *k) for k, s in small.items())), None)
+
+
+def relative(got: jax.Array, want: jax.Array) -> float:
+    if got.shape != want.shape:
+        return np.inf
+    return float(jnp.abs(got - want).max() / (jnp.abs(want).max() + 1e-3))
+
+
+def again(small: sslx.Compact, x: jax.Array, alignment: str, constants: str) -> str:
+    """What a second compaction still removes."""
+    if alignment == "auto":
+        return ""
+    options = {"alignment": alignment, "constants": constants}
+    try:
+        twice = sslx.compact(small.apply, small.variables, x, **options)
+    except Exception as error:
+        return f"{alignment} {constants}: compacting again raises {error!r:.300}"
+    left = [p for p, n in twice.plan.leaves.items() if n.small_shape != n.shape]
+    return f"{alignment} {constants}: again removes parts of {left}" if left else ""
+
+
+def smallest(made: Program, seed: int, settings: list[tuple[str, str]]) -> Program:
+    """A program with less in it that fails as well."""
+    for less in made.reduced():
+        if fault(less, seed, settings):
+            return smallest(less, seed, settings)
+    return made
+
+
+@jax.numpy_rank_promotion("allow")
+def check(seed: int, settings: list[tuple[str, str]]) -> None:
+    made = program(seed)
+    if fault(made, seed, settings):
+        made = smallest(made, seed, settings)
+        text = fault(made, seed, settings)
+        pytest.fail(f"seed {seed}: {text}\n{made}", pytrace=False)
+
+
+@pytest.mark.parametrize("start", range(0, 60, 12))
+def test_compaction_of_operations_is_exact(start: int, x64) -> None:
+    for seed in range(start, start + 12):
+        check(seed, [SETTINGS[seed % 6]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", range(1000, 4000, 50))
+def test_compaction_of_operations_is_exact_on_many(start: int, x64) -> None:
+    for seed in range(start, start + 50):
+        check(seed, SETTINGS)
