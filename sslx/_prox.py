@@ -147,7 +147,7 @@ def _sequential(
     penalty: Penalty, classes: Classes, leaves: Leaves, step: Scalar
 ) -> dict[str, Array]:
     new = {path: leaves[path] for path in _members(classes)}
-    for layer in _layers(classes):
+    for layer in sets_apart(classes):
         new.update(_shrunk(penalty, layer, new, step)[0])
     return new
 
@@ -193,7 +193,7 @@ def _dykstra(
     start = {p: _wide(leaves[p]) for p in _members(classes)}
     largest = jnp.max(jnp.stack([_largest(x) for x in start.values()]))
     tolerance = 8 * jnp.finfo(largest.dtype).eps * largest
-    layers = _layers(classes)
+    layers = sets_apart(classes)
 
     def sweep(state: _Sweeps) -> _Sweeps:
         x, duals, alive, changes = dict(state.x), [], {}, []
@@ -225,7 +225,7 @@ def _largest(x: Array) -> Array:
     return jnp.max(jnp.where(jnp.isfinite(size), size, 0), initial=0)
 
 
-def _layers(classes: Classes) -> list[list[GroupClass]]:
+def sets_apart(classes: Classes) -> list[list[GroupClass]]:
     """Classes in sets that share no entry, in order; inner ones before outer ones.
 
     Every class joins the first set it does not cross, behind those of the classes that

@@ -54,7 +54,9 @@ class Tracer:
         self, variables: PyTree, plan: Plan, dtypes: list[Any], call: Call
     ) -> Traced:
         """The program of a call, with variables of the sizes before compaction."""
-        _, treedef = flatten(variables)
+        leaves, treedef = flatten(variables)
+        places = {path: place for place, path in enumerate(plan.leaves)}
+        order = [places[path] for path in leaves]
         wide = [
             jax.ShapeDtypeStruct(leaf.shape, dtype)
             for leaf, dtype in zip(plan.leaves.values(), dtypes, strict=True)
@@ -63,10 +65,10 @@ class Tracer:
         try:
             flat = self._jitted.get(key)
         except TypeError:  # a setting without a hash
-            staged = self._flat(treedef, call).trace(wide, _structs(call))
+            staged = self._flat(treedef, order, call).trace(wide, _structs(call))
             return self._traced(staged, plan, call)
         if flat is None:
-            flat = self._jitted[key] = self._flat(treedef, call)
+            flat = self._jitted[key] = self._flat(treedef, order, call)
         staged = flat.trace(wide, _structs(call))
         newest = self._newest.get(key)
         if newest is None or newest[0] is not staged.jaxpr.jaxpr:
@@ -74,11 +76,13 @@ class Tracer:
             newest = self._newest[key] = staged.jaxpr.jaxpr, traced
         return newest[1]
 
-    def _flat(self, treedef: Any, call: Call) -> Any:
+    def _flat(self, treedef: Any, order: list[int], call: Call) -> Any:
+        """The function of the leaves in the plan's order."""
         call = call._replace(arrays=())
 
         def flat(leaves: list[Any], arrays: list[Any]) -> PyTree:
-            variables = jax.tree_util.tree_unflatten(treedef, leaves)
+            own = [leaves[place] for place in order]
+            variables = jax.tree_util.tree_unflatten(treedef, own)
             return call.run(self.fn, arrays, variables)
 
         return jax.jit(flat)

@@ -1,5 +1,6 @@
 """Which groups to keep: from scores to masks, under a density or a budget."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
@@ -12,6 +13,7 @@ from jaxtyping import Array, PyTree
 
 from sslx._classes import GroupClass, Groups
 from sslx._groups import flatten
+from sslx._prox import sets_apart
 from sslx.measure import Cost
 from sslx.select._scores import Scores
 
@@ -42,8 +44,9 @@ def keep(
     class:  the largest k with `sum of the k best groups' costs <= density * all costs`
     global: the same over the groups of all classes together
 
-    Masks for falling densities are nested. Of equal scores the first is kept. Can be
-    traced by `jax.jit`, with a traced density too.
+    Masks for falling densities are nested. Of equal scores the first is kept; NaN counts
+    as the highest, so that a group with a NaN stays and is noticed. Can be traced by
+    `jax.jit`, with a traced density too.
 
     Args:
         groups: The groups.
@@ -55,7 +58,8 @@ def keep(
         costs: Class name -> cost per group, the number of entries if None; see
             `macs_of`, `bytes_of`. Costs are added up, which is exact for groups that
             share no entries and for multiplications by weights that are not zero; for
-            the cost of a compacted network see `within_budget`.
+            the cost of a compacted network see `within_budget`. A budget takes only
+            groups that share no entries.
         scope: Whether each class is cut to the density or all of them together.
         minimum: Groups of each class that stay, whatever the density or budget.
         round_to: Kept groups per class are a multiple of this, rounded down (`minimum`
@@ -88,6 +92,7 @@ def keep(
     free = [c for c in classes if c.name not in whole]
     total = {c.name: float(np.sum(costs[c.name])) for c in classes}
     if density is None:
+        _check_apart(classes)
         density = _share(budget, total, whole)
     even = {c.name for c in free if scope == "class" and np.ptp(costs[c.name]) == 0}
     ranks = {c.name: _rank(c, scores, within) for c in free if c.name not in even}
@@ -158,8 +163,8 @@ def n_of_m(
                 f"n_of_m: {name}: axis {axis} of {shape} must be a multiple of {m}"
             )
         if within:
-            score = jnp.where(within[name], score, -jnp.inf)
-        runs = jnp.moveaxis(score, axis, -1)
+            score = jnp.where(within[name], _ordered(score), -jnp.inf)
+        runs = jnp.moveaxis(_ordered(score), axis, -1)
         order = jnp.argsort(-runs.reshape(-1, m), axis=1, stable=True)
         rank = jnp.argsort(order, axis=1)
         n = jnp.floor(jnp.asarray(shares.get(name, 1.0)) * m * _SLACK)
@@ -172,6 +177,12 @@ def n_of_m(
 def macs_of(groups: Groups, cost: Cost) -> dict[str, np.ndarray]:
     """Multiply-accumulates of each group: its entries times how often each is used.
 
+    All products that a leaf is the kernel of are shared out evenly over its entries, so
+    that disjoint groups of all entries cost together what `measure.cost` counts: leaves
+    used several times, stacked for a `scan`, split, transposed or normalised too. Where
+    a kernel is made of several leaves (a direction and its length), the products are
+    those of the largest of them in the groups, the first of equal ones.
+
     Args:
         groups: The groups.
         cost: Of the dense function; its layers are found by the paths of their kernels,
@@ -181,12 +192,20 @@ def macs_of(groups: Groups, cost: Cost) -> dict[str, np.ndarray]:
         Class name -> multiply-accumulates per group; leaves that are no kernels, such
         as biases, count 0.
     """
-    uses = {
-        layer.name.removeprefix("params/"): layer.macs / layer.weights
-        for layer in cost.layers
-        if layer.weights
+    sizes = {
+        m.path.removeprefix("params/"): math.prod(m.shape)
+        for c in groups.classes
+        for m in c.members
     }
-    return _weighted(groups, lambda path: uses.get(path.removeprefix("params/"), 0.0))
+    uses = dict.fromkeys(sizes, 0.0)
+    for layer in cost.layers:
+        names = [layer.name, *layer.name.split("+")]
+        paths = [name.removeprefix("params/") for name in names]
+        known = [path for path in paths if path in sizes]
+        if known and layer.weights:
+            owner = max(known, key=sizes.__getitem__)
+            uses[owner] += layer.macs / max(sizes[owner], 1)
+    return _weighted(groups, lambda path: uses[path.removeprefix("params/")])
 
 
 def bytes_of(groups: Groups, params: PyTree) -> dict[str, np.ndarray]:
@@ -244,6 +263,17 @@ def _by_class(groups: Groups, density: Density) -> dict[str, Array]:
     return dict.fromkeys(groups.names, jnp.asarray(density))
 
 
+def _check_apart(classes: list[GroupClass]) -> None:
+    """Raise if groups share entries: their costs would count those twice."""
+    first, *rest = sets_apart(classes) or [[]]
+    if rest:
+        raise ValueError(
+            "keep: costs under a budget add up only over groups that share no entry;"
+            f" {rest[0][0].name} crosses one of {[c.name for c in first]}. Fix: choose"
+            " by density, or within_budget with the cost of the compacted network"
+        )
+
+
 def _share(
     budget: float | int | None, total: Mapping[str, float], whole: set[str]
 ) -> float:
@@ -257,7 +287,7 @@ def _share(
 
 
 def _keys(c: GroupClass, scores: Scores, within: Masks | None) -> Array:
-    """Unsigned integers in the order of the scores; 1 for NaN, 0 for groups outside."""
+    """Unsigned integers in the order of the scores, NaN the largest; 0 outside."""
     score = jnp.asarray(scores[c.name]).reshape(-1)
     if not jnp.issubdtype(score.dtype, jnp.floating):
         score = score.astype(float)
@@ -265,7 +295,7 @@ def _keys(c: GroupClass, scores: Scores, within: Masks | None) -> Array:
     bits = jax.lax.bitcast_convert_type(jnp.where(score == 0, 0, score), f"uint{width}")
     sign = jnp.asarray(1 << (width - 1), bits.dtype)
     keys = jnp.where(bits < sign, bits | sign, ~bits)
-    keys = jnp.where(jnp.isnan(score), 1, keys)
+    keys = jnp.where(jnp.isnan(score), ~jnp.zeros_like(bits), keys)
     return jnp.where(jnp.reshape(within[c.name], -1), keys, 0) if within else keys
 
 
@@ -299,10 +329,18 @@ def _fitting_evenly(cost: np.ndarray, room: ArrayLike) -> Array:
 
 def _rank(c: GroupClass, scores: Scores, within: Masks | None) -> Array:
     """Place of each group from the best, 0, down; flat, groups outside come last."""
-    keys = [-jnp.asarray(scores[c.name]).reshape(-1)]
+    keys = [-_ordered(scores[c.name]).reshape(-1)]
     if within:
         keys.append(~jnp.asarray(within[c.name]).reshape(-1))
     return _inverse(jnp.lexsort(keys))
+
+
+def _ordered(score: Array | np.ndarray) -> Array:
+    """Scores to sort: NaN counts as the highest."""
+    score = jnp.asarray(score)
+    if not jnp.issubdtype(score.dtype, jnp.floating):
+        return score.astype(float)
+    return jnp.where(jnp.isnan(score), jnp.inf, score)
 
 
 def _inverse(order: Array) -> Array:
@@ -331,7 +369,7 @@ def _fitting_together(
     join = lambda parts: jnp.concatenate([jnp.reshape(x, -1) for x in parts])
     names = [c.name for c in classes]
     first = join(ranks[name] < least[name] for name in names)
-    keys = [-join(scores[name] for name in names)]
+    keys = [-join(_ordered(scores[name]) for name in names)]
     if within:
         keys.append(~join(within[name] for name in names))
     order = jnp.lexsort([*keys, ~first])
