@@ -236,7 +236,7 @@ def dead_normed(dead: Any) -> dict[str, Any]:
 
 def recurrent(cell: type) -> Callable[[], Chain]:
     def make() -> Chain:
-        rnn = nnx.RNN(cell(4, 6, rngs=rngs()), rngs=rngs())
+        rnn = nnx.RNN(cell(4, 6, param_dtype=float, rngs=rngs()), rngs=rngs())
         return Chain(rnn, nnx.Linear(6, 3, rngs=rngs()))
 
     return make
@@ -298,8 +298,8 @@ NNX = {
         lambda: convs(nnx.GroupNorm(16, num_groups=4, rngs=rngs()), width=16),
         dead_normed(np.r_[4:8, 12:16]),
         IMAGES,
-        {"layers.1.num_features": 8, "layers.1.num_groups": 2}
-        | {"layers.1.group_size": 4},
+        {"layers.1.num_groups": 2, "layers.1.group_size": 4}
+        | {"layers.0.out_features": 8},
     ),
     "group norm by size": Case(
         lambda: convs(
@@ -307,8 +307,8 @@ NNX = {
         ),
         dead_normed(np.r_[2:4, 8:12]),
         IMAGES,
-        {"layers.1.num_features": 6, "layers.1.num_groups": 3}
-        | {"layers.1.group_size": 2},
+        {"layers.1.num_groups": 3, "layers.1.group_size": 2}
+        | {"layers.3.in_features": 6},
     ),
     "transposed convolution": Case(
         lambda: Chain(

@@ -23,7 +23,11 @@ def widened(variables: Any, zero: Any) -> Any:
     rng = np.random.default_rng(0)
     leaves, treedef = flatten(variables)
     for path, leaf in leaves.items():
-        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaves[path] = jax.random.key(0)
+        elif not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            leaves[path] = jnp.zeros(leaf.shape, leaf.dtype)
+        else:
             array = rng.uniform(0.3, 1.0, leaf.shape) * rng.choice([-1, 1], leaf.shape)
             array = abs(array) if path.endswith("var") else array
             if path in zero:
@@ -34,7 +38,7 @@ def widened(variables: Any, zero: Any) -> Any:
 
 
 def nnx_module(case: Case) -> nnx.Module:
-    module = case.make()
+    module = nnx.eval_shape(case.make)
     state = nnx.state(module)
     values = widened(nnx.to_pure_dict(state), case.zero)
     nnx.replace_by_pure_dict(state, values)
@@ -43,7 +47,10 @@ def nnx_module(case: Case) -> nnx.Module:
 
 
 def eqx_module(case: Case) -> eqx.Module:
-    arrays, static = eqx.partition(case.make(), eqx.is_array)
+    module = eqx.filter_eval_shape(case.make)
+    arrays, static = eqx.partition(
+        module, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
+    )
     return eqx.combine(widened(arrays, case.zero), static)
 
 
