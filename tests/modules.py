@@ -412,7 +412,7 @@ NNX = {
     ),
     "shared": Case(
         Twice,
-        {"first/kernel": np.s_[:, DEAD], "first/bias": DEAD},
+        {"again/kernel": np.s_[:, DEAD], "again/bias": DEAD},
         (2, 8),
         {"first.out_features": 7, "again.out_features": 7, "last.in_features": 7}
         | {"width": 7},
