@@ -14,7 +14,6 @@ import numpy as np
 from flax import nnx
 
 DEAD = np.array([1, 2, 5])
-ALL = np.s_[:]
 
 
 class Case(NamedTuple):
@@ -242,7 +241,6 @@ def recurrent(cell: type) -> Callable[[], Chain]:
     return make
 
 
-HALF = np.arange(8, 16)
 IMAGES = (2, 6, 6, 3)
 TOKENS = (2, 5, 24)
 
@@ -389,13 +387,6 @@ NNX = {
         (2, 5, 20),
         {"config.n_head": 3, "config.n_layer": 2},
     ),
-    "attention without a head": Case(
-        lambda: Residual(Attention(20, 4)),
-        heads_of("inner/", np.s_[0:24]),
-        (2, 5, 20),
-        {"inner.heads": 0, "inner.hd": 6, "inner.inner": 0}
-        | {"inner.qkv.out_features": 0},
-    ),
     "grouped queries": Case(
         lambda: Grouped(10, 8, 2, 3),
         {"q/kernel": np.s_[:, np.r_[3:6, 15:18]], "o/kernel": np.r_[3:6, 15:18]},
@@ -418,19 +409,17 @@ NNX = {
         | {"width": 7},
     ),
     "own variable": Case(lambda: Scaled(10), {"gain": DEAD}, (2, 8), {"features": 7}),
-    "branch that is gone": Case(
-        lambda: Residual(linears()),
-        dead_hidden("inner/", np.arange(10)),
-        (2, 8),
-        {"inner.layers.0.in_features": 8, "inner.layers.0.out_features": 0}
-        | {"inner.layers.2.in_features": 0},
+}
+
+GONE = {
+    "linear": Case(
+        lambda: Residual(linears()), dead_hidden("inner/", np.arange(10)), (2, 8), {}
     ),
-    "square branch that is gone": Case(
-        lambda: Residual(linears(8)),
-        dead_hidden("inner/", np.arange(8)),
-        (2, 8),
-        {"inner.layers.0.in_features": 8, "inner.layers.0.out_features": 0}
-        | {"inner.layers.2.in_features": 0, "inner.layers.2.out_features": 8},
+    "attention": Case(
+        lambda: Residual(Attention(20, 4)),
+        heads_of("inner/", np.s_[0:24]),
+        (2, 5, 20),
+        {"inner.heads": 4},
     ),
 }
 
