@@ -157,7 +157,11 @@ def test_nnx_module_whose_code_divides_by_a_size_that_shrank_is_refused_by_name(
     zero(model.heads.value.kernel, (..., DEAD))
     zero(model.heads.value.bias, (..., DEAD))
     with pytest.raises(ValueError, match=r"output of heads/out \(LinearGeneral\)"):
-        sslx.adapters.nnx.compact(model, x)
+        sslx.adapters.nnx.compact(model, x, strict=True)
+    new, small = sslx.adapters.nnx.compact(model, x)
+    assert distance(new(x), model(x)) < 1e-5
+    assert new.heads.head_dim == 8
+    assert "holds back heads/key/bias" in str(small.held_back[-1])
     small = sslx.compact(*sslx.adapters.nnx.function(model), x)
     assert distance(small.apply(small.variables, x), model(x)) < 1e-5
     assert small.variables["heads"]["query"]["kernel"].shape == (32, 4, 5)
@@ -265,7 +269,10 @@ def test_equinox_norm_over_what_shrank_is_refused_by_name() -> None:
     slices = lambda m: (m[0].weight, m[0].bias, m[1].weight, m[1].bias)
     model = eqx.tree_at(slices, model, replace_fn=without(DEAD))
     with pytest.raises(ValueError, match="computes something else: output is off by"):
-        sslx.adapters.equinox.compact(model, noise(4))
+        sslx.adapters.equinox.compact(model, noise(4), strict=True)
+    new, small = sslx.adapters.equinox.compact(model, noise(4))
+    assert distance(new(noise(4)), model(noise(4))) < 1e-5
+    assert "the module at layers/1" in str(small.held_back[0])
     fn, variables = sslx.adapters.equinox.function(model)
     small = sslx.compact(fn, variables, noise(4))
     assert small.variables[0].weight.shape == (5, 4)

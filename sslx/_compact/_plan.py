@@ -74,6 +74,10 @@ class LeafPlan:
         if all(k is None for k in self.kept):
             return array
         places = np.ix_(*(self.indices(a) for a in range(len(self.shape))))
+        if on_host(array):
+            wide = np.zeros(self.shape, array.dtype)
+            wide[places] = np.asarray(array)
+            return like(wide, array)
         return jnp.zeros(self.shape, array.dtype).at[places].set(array)
 
 

@@ -80,7 +80,8 @@ def recorded(module: Any) -> Sizes:
 
 def _within(value: Any, place: Place) -> Iterator[tuple[Place, int]]:
     if is_size(value):
-        yield place, int(value)
+        if value >= 0:
+            yield place, int(value)
         return
     if isinstance(value, tuple | list):
         entries: Iterable[tuple[Any, Any]] = enumerate(value)
@@ -322,13 +323,19 @@ def _first(
         for name, value in reversed(arguments.items())
         if is_size(value) and parameters[name].default is not inspect.Parameter.empty
     ]
+    missing = [
+        name
+        for name, parameter in parameters.items()
+        if name not in arguments
+        and parameter.default is inspect.Parameter.empty
+        and parameter.annotation in (int, "int")
+    ]
     tries = [arguments]
     for name in optional:
         tries.append({key: v for key, v in arguments.items() if key != name})
-    for name, parameter in parameters.items():
-        if name not in arguments and parameter.annotation in (int, "int"):
-            axes = {n for shape in before.values() for n in shape}
-            tries += [arguments | {name: n} for n in sorted(axes)]
+    axes = sorted({n for shape in before.values() for n in shape})
+    for name in missing[:1]:
+        tries = [known | {name: n} for known in tries for n in axes]
     for tried in tries:
         built = _attempt(build, kind, tried)
         if built is not None and built.shapes:
