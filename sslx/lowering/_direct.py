@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sslx.lowering import _llvm, _sweep, _sweep_code
+from sslx.lowering import _limits, _llvm, _sweep, _sweep_code
 from sslx.lowering._conv import Conv, dilated
 from sslx.lowering._llvm import Machine
 from sslx.lowering._sweep import Step
@@ -24,11 +24,10 @@ def unfit(conv: Conv) -> str | None:
         return "it has groups of images"
     if conv.dtype not in ("float32", "float64") or conv.result != conv.dtype:
         return f"there is no code for {conv.dtype} to {conv.result}"
-    if not conv.window or not math.prod(conv.lhs) * math.prod(conv.out):
+    shapes = (*conv.lhs, *conv.rhs, *conv.out)
+    if not conv.window or min(shapes) < 1:
         return "it has no image"
-    if max(math.prod(conv.lhs), math.prod(conv.rhs)) >= 1 << 31:
-        return "it is too large for 32-bit offsets"
-    return None
+    return _limits.too_large(conv, is_gradient(conv))
 
 
 def is_gradient(conv: Conv) -> bool:
