@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from sslx.lowering import _llvm
-from sslx.lowering._llvm import WIDE
+from sslx.lowering._ir import WIDE
 from sslx.lowering._sweep import Kernel, Sweep
 from sslx.lowering._tile_code import Types, number, pointers, tile_code
 
@@ -14,7 +14,15 @@ def target(sweep: Sweep) -> str:
     """The name by which XLA calls it; compiled when it is asked for the first time."""
     tables = _Tables()
     text = _source(sweep, tables)
-    return _llvm.named(text, tables.numbers(2 * sweep.ahead + 1))
+    calls = _llvm.Calls(
+        rounds=len(sweep.tiles) // sweep.together,
+        pieces=sweep.shares * sweep.parts,
+        workers=sweep.workers,
+        slots=sweep.together,
+        arguments=arguments(sweep),
+        results=2,
+    )
+    return _llvm.named(text, tables.numbers(2 * sweep.ahead + 1), calls)
 
 
 class _Tables:
@@ -56,21 +64,7 @@ def _source(sweep: Sweep, tables: _Tables) -> str:
         functions += [_pack(sweep, f"pack_{j}", *kind) for j, kind in enumerate(kinds)]
         functions.append(_pack_all(sweep, len(kinds), fields, tables))
     functions.append(_task(sweep))
-    rounds, pieces = len(sweep.tiles) // sweep.together, sweep.shares * sweep.parts
-    return "\n".join(
-        [
-            *functions,
-            _llvm.handler(
-                rounds,
-                pieces,
-                sweep.workers,
-                sweep.together,
-                arguments(sweep),
-                2,
-            ),
-            Types(sweep).declared(),
-        ]
-    )
+    return "\n".join([*functions, Types(sweep).declared()])
 
 
 def arguments(sweep: Sweep) -> int:
@@ -307,10 +301,9 @@ def _task(sweep: Sweep) -> str:
             "ptr %held)",
         ]
     out = [
-        "define internal void @task(i64 %t, ptr %buffers, i64 %worker, ptr %held) "
-        f"{WIDE} {{",
+        f"define void @task(i64 %t, ptr %buffers, i64 %worker, ptr %held) {WIDE} {{",
         "entry:",
-        *_llvm.buffers("x", "w", *more, "y", "scratch"),
+        *_buffers("x", "w", *more, "y", "scratch"),
         f"%part = urem i64 %t, {sweep.parts}",
         f"%rest = udiv i64 %t, {sweep.parts}",
         f"%share = urem i64 %rest, {sweep.shares}",
@@ -339,6 +332,18 @@ def _task(sweep: Sweep) -> str:
         "}",
     ]
     return "\n".join(out)
+
+
+def _buffers(*names: str) -> list[str]:
+    """Code of a task that names the addresses it is given, in their order."""
+    return [
+        line
+        for k, name in enumerate(names)
+        for line in (
+            f"%{name}_at = getelementptr ptr, ptr %buffers, i64 {k}",
+            f"%{name} = load ptr, ptr %{name}_at, align 8",
+        )
+    ]
 
 
 def slot_size(sweep: Sweep) -> int:

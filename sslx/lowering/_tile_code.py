@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sslx.lowering._llvm import WIDE
+from sslx.lowering._ir import WIDE
 from sslx.lowering._sweep import Kernel, Sweep
 
 
