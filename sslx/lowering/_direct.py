@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sslx.lowering import _llvm, _sweep, _sweep_code
+from sslx.lowering import _limits, _llvm, _sweep, _sweep_code
 from sslx.lowering._conv import Columns, Conv, dilated
 from sslx.lowering._llvm import Machine
 from sslx.lowering._primitive import Axes, machine_code
@@ -28,9 +28,7 @@ def unfit(conv: Conv) -> str | None:
         return f"there is no code for {conv.dtype} to {conv.result}"
     if not conv.window or conv.is_empty:
         return "it has no image"
-    if max(map(math.prod, (conv.lhs, conv.rhs, conv.shape))) >= 1 << 31:
-        return "it is too large for 32-bit offsets"
-    return None
+    return _limits.too_large(conv, is_gradient(conv))
 
 
 def is_gradient(conv: Conv) -> bool:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from sslx import _jax_compat
 from sslx.lowering import _llvm
-from sslx.lowering._llvm import WIDE
+from sslx.lowering._ir import Vector, module
 from sslx.lowering._primitive import Axes, machine_code
 
 _FEWEST = 4096
@@ -81,10 +81,9 @@ class Take:
     def code(self, x: Array) -> Array:
         if not x.size or not self.source:
             return self.plain(x)
-        text = _take_source(self.source, x.shape, x.dtype.name)
+        name = _program(self.source, x.shape, x.dtype.name)
         shape = (*x.shape[:-1], len(self.source))
-        result = jax.ShapeDtypeStruct(shape, x.dtype)
-        return jax.ffi.ffi_call(_llvm.named(text, _NO_TABLE), result)(x)
+        return jax.ffi.ffi_call(name, jax.ShapeDtypeStruct(shape, x.dtype))(x)
 
     def mapped(self, size: int, operands: Sequence[Array], axes: Axes) -> Array:
         del size
@@ -94,54 +93,30 @@ class Take:
 _take = machine_code("take_channels")
 
 
-def _take_source(source: tuple[int, ...], shape: tuple[int, ...], dtype: str) -> str:
-    scalar, size = {"float32": ("float", 4), "float64": ("double", 8)}[dtype]
-    rows, width = math.prod(shape[:-1]), shape[-1]
+def _program(source: tuple[int, ...], shape: tuple[int, ...], dtype: str) -> str:
+    """The name of the code that moves some positions per task."""
     machine = _llvm.machine()
     assert machine is not None, "see `_source`"
-    cores = machine.cores
-    tasks = max(1, min(4 * cores, rows * len(source) // _FEWEST_MOVES))
-    out = [
-        "define internal void @task(i64 %t, ptr %buffers, i64 %worker, ptr %held) "
-        f"{WIDE} {{",
-        "entry:",
-        *_llvm.buffers("x", "y"),
-        f"%a = mul i64 %t, {rows}",
-        f"%first = udiv i64 %a, {tasks}",
-        f"%b = add i64 %a, {rows}",
-        f"%end = udiv i64 %b, {tasks}",
-        "%some = icmp slt i64 %first, %end",
-        "br i1 %some, label %loop, label %done",
-        "loop:",
-        "%r = phi i64 [ %first, %entry ], [ %next, %loop ]",
-        f"%xo = mul i64 %r, {width}",
-        f"%xr = getelementptr {scalar}, ptr %x, i64 %xo",
-        f"%yo = mul i64 %r, {len(source)}",
-        f"%yr = getelementptr {scalar}, ptr %y, i64 %yo",
-    ]
-    for start, stop in _pieces(source, 64 // size):
-        count = stop - start
-        kind = scalar if count == 1 else f"<{count} x {scalar}>"
-        value = "0.0" if count == 1 else "zeroinitializer"
-        if source[start] >= 0:
-            value = f"%v{start}"
-            out += [
-                f"%p{start} = getelementptr {scalar}, ptr %xr, i64 {source[start]}",
-                f"{value} = load {kind}, ptr %p{start}, align {size}",
-            ]
-        out += [
-            f"%q{start} = getelementptr {scalar}, ptr %yr, i64 {start}",
-            f"store {kind} {value}, ptr %q{start}, align {size}",
-        ]
-    out += [
-        "%next = add i64 %r, 1",
-        "%more = icmp slt i64 %next, %end",
-        "br i1 %more, label %loop, label %done",
-        "done:",
-        "ret void",
-        "}",
-    ]
-    return "\n".join([*out, _llvm.handler(1, tasks, cores, 1, 1, 1)])
+    rows, width, taken = math.prod(shape[:-1]), shape[-1], len(source)
+    tasks = max(1, min(4 * machine.cores, rows * taken // _FEWEST_MOVES))
+    f = _llvm.task()
+    x, y = _llvm.arrays(f, 2)
+    begin = f.div(f.mul(f["t"], rows), tasks)
+    end = f.div(f.mul(f.add(f["t"], 1), rows), tasks)
+    bits = {"float32": 32, "float64": 64}[dtype]
+    scalar = Vector(1, bits).scalar
+    with f.loop(begin, end) as row:
+        read = f.at(x, f.mul(row.index, width), scalar)
+        write = f.at(y, f.mul(row.index, taken), scalar)
+        for start, stop in _pieces(source, 512 // bits):
+            some = Vector(stop - start, bits)
+            value = some.zeros()
+            if source[start] >= 0:
+                value = f.load(some, f.at(read, source[start], scalar), some.bytes)
+            f.store(value, f.at(write, start, scalar), some.bytes)
+    f.ret()
+    calls = _llvm.Calls(1, tasks, machine.cores, slots=1, arguments=1, results=1)
+    return _llvm.named(module([f]), _NO_TABLE, calls)
 
 
 _FEWEST_MOVES = 8192

@@ -14,15 +14,24 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from sslx.lowering._conv import Conv
+from sslx.lowering._limits import image_bytes, too_large
 from sslx.lowering._llvm import Machine
+from sslx.lowering._positions import (
+    Class,
+    Positions,
+    classes,
+    columns_of,
+    memory_order,
+    strides_of,
+)
+from sslx.lowering._tiling import BLOCK_BYTES, Choice, read_once, tiling
 
 
 class Kernel(NamedTuple):
@@ -168,18 +177,6 @@ class Sweep:
         return count
 
 
-def memory_order(conv: Conv, gradient: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The axes of `x` and `w` from the slowest to the fastest in memory.
-
-    A weight gradient comes with images and channels in each other's place; it is read
-    as it lies.
-    """
-    n = len(conv.lhs)
-    if gradient:
-        return (n - 1, *range(1, n - 1), 0), (n - 2, *range(n - 2), n - 1)
-    return tuple(range(n)), tuple(range(n))
-
-
 def plan(
     conv: Conv,
     machine: Machine,
@@ -198,7 +195,13 @@ def plan(
       gradient: add up over blocks of channels, with the operands in the memory order of
         a weight gradient; then there is no epilogue.
       epilogue: what is done to the results.
+
+    Raises:
+      ValueError: for a convolution that is `too_large`.
     """
+    large = too_large(conv, gradient)
+    if large is not None:
+        raise ValueError(f"{conv.lhs} with {conv.rhs} cannot be planned: {large}")
     itemsize = jnp.dtype(conv.dtype).itemsize
     lanes = machine.bytes // itemsize
     channelwise = conv.groups > 1 and conv.rhs[-2:] == (1, conv.groups)
@@ -208,24 +211,24 @@ def plan(
     vectors = -(-per_group * fold // lanes)
     x_order, _ = memory_order(conv, gradient)
     images, channels = conv.lhs[0], conv.lhs[-1]
-    x_strides = _strides(conv.lhs, x_order)
-    y_strides = _strides((images, *conv.out, conv.rhs[-1]), range(len(conv.lhs)))
+    x_strides = strides_of(conv.lhs, x_order)
+    y_strides = strides_of((images, *conv.out, conv.rhs[-1]), range(len(conv.lhs)))
     kept = int(conv.mask.sum()) * conv.rhs[-1] // conv.groups
     few = not gradient and images * math.prod(conv.out) <= _FEW_POSITIONS
     few = few and kept * itemsize > _LARGE_KERNEL and groups * vectors >= machine.cores
-    inside = gradient or (not few and kept * itemsize <= _BLOCK_BYTES)
+    inside = gradient or (not few and kept * itemsize <= BLOCK_BYTES)
     if gradient:
         batch, blocks = images, channels
         shares = _shares(conv, machine)
     else:
         apart = 1 if inside else groups * -(-vectors // 2)
-        batch = _batch(conv, machine, itemsize, apart)
+        batch = _batch(conv, machine, apart)
         blocks = shares = images // batch
 
     @functools.cache
-    def positions(whole: int, room: int) -> _Positions:
-        classes = _classes(conv, x_strides, y_strides, batch, whole, room)
-        return [(c, _columns(conv, c, gradient, fold)) for c in classes]
+    def positions(whole: int, room: int) -> Positions:
+        met = classes(conv, x_strides, y_strides, batch, whole, room)
+        return [(c, columns_of(conv, c, gradient, fold)) for c in met]
 
     tilings = []
     widest = _PAIR_OF_LINES // machine.bytes if few else 6
@@ -234,12 +237,11 @@ def plan(
         room = max(1, (machine.registers - 2 - n) // n)
         for whole in range(deepest + 1):
             met = positions(whole, room if whole else 1)
-            tilings.append(_tiling(met, vectors, n, room, channelwise, few))
+            tilings.append(tiling(met, vectors, n, room, channelwise, few))
     if few:
         vector_bytes = kept * itemsize // conv.rhs[-1] * lanes
         tilings = [
-            _read_once(t, t.tiles * groups, vector_bytes, machine.cores)
-            for t in tilings
+            read_once(t, t.tiles * groups, vector_bytes, machine.cores) for t in tilings
         ]
     best = min(tilings, key=lambda t: t.cycles)
     visits = tuple(
@@ -253,7 +255,7 @@ def plan(
     per_task = best.cycles * groups * blocks / tasks
     parts = 1 if few else max(1, min(wanted, int(per_task / _FEWEST_CYCLES)))
     if inside and not gradient and len(tiles) > 1:
-        parts = max(parts, -(-batch * _image_bytes(conv, itemsize) // _BLOCK_BYTES))
+        parts = max(parts, -(-batch * image_bytes(conv) // BLOCK_BYTES))
     packed = None
     if best.tiles > 1 and not gradient:
         count = images * math.prod(conv.out)
@@ -300,36 +302,23 @@ _FEWEST_CYCLES = 5000
 _POSITIONS_TO_PACK = 48
 _FEW_POSITIONS = 256
 _LARGE_KERNEL = 1 << 17
-_BLOCK_BYTES = 1 << 20
 _LINE_BYTES = 64
 _PAIR_OF_LINES = 128
 _ROWS_AHEAD = 64
 
 
-def _strides(shape: tuple[int, ...], order: "range | tuple[int, ...]") -> list[int]:
-    strides, distance = [0] * len(shape), 1
-    for axis in reversed(order):
-        strides[axis] = distance
-        distance *= shape[axis]
-    return strides
-
-
 def _divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)})
 
 
-def _batch(conv: Conv, machine: Machine, itemsize: int, apart: int) -> int:
+def _batch(conv: Conv, machine: Machine, apart: int) -> int:
     """Images of a block: they fit a cache and leave enough blocks for all cores."""
-    image = _image_bytes(conv, itemsize)
+    image = image_bytes(conv)
     sizes = _divisors(conv.lhs[0])
-    fitting = [b for b in sizes if b * image <= _BLOCK_BYTES] or [1]
+    fitting = [b for b in sizes if b * image <= BLOCK_BYTES] or [1]
     busy = [b for b in fitting if conv.lhs[0] // b * apart >= 4 * machine.cores]
     return busy[-1] if busy else fitting[0]
-
-
-def _image_bytes(conv: Conv, itemsize: int) -> int:
-    entries = math.prod(conv.lhs[1:]) + math.prod(conv.out) * conv.rhs[-1]
-    return entries * itemsize
 
 
 def _shares(conv: Conv, machine: Machine) -> int:
@@ -338,175 +327,6 @@ def _shares(conv: Conv, machine: Machine) -> int:
     most = (math.prod(conv.lhs) + math.prod(conv.rhs)) // (4 * out)
     sizes = [d for d in _divisors(conv.lhs[-1]) if d <= 4 * machine.cores]
     return max([d for d in sizes if d <= most], default=1)
-
-
-class _Line(NamedTuple):
-    """Equally distant positions along one axis: how many, and steps in `x` and `y`."""
-
-    size: int
-    x_step: int
-    y_step: int
-
-
-class _Class(NamedTuple):
-    """Positions that are computed alike: places, and how they are repeated.
-
-    Attributes:
-      lines: of repetitions, one per axis, images first.
-      x, y: offsets of the first one.
-      places: entries from there, in `x` and in `y`.
-      sections: of the taps: the places that meet them, the taps, and what they read,
-        relative to the place.
-    """
-
-    lines: tuple[_Line, ...]
-    x: int
-    y: int
-    places: tuple[tuple[int, int], ...]
-    sections: tuple[tuple[tuple[int, ...], np.ndarray, np.ndarray], ...]
-
-
-_Positions = Sequence[tuple[_Class, tuple[tuple[np.ndarray, ...], ...]]]
-"""Classes with their columns, per group and section."""
-
-
-def _classes(
-    conv: Conv,
-    x_strides: list[int],
-    y_strides: list[int],
-    batch: int,
-    whole: int,
-    room: int,
-) -> list[_Class]:
-    """Positions whose taps are the same along all axes but the last ones.
-
-    Along these, `whole` of them, all positions are places of one tile, or of several if
-    they are more than there is `room` for.
-    """
-    images = _Line(batch, x_strides[0], y_strides[0])
-    found = []
-    free = len(conv.window) - whole
-    axes = [_along(conv, axis) for axis in range(free)]
-    tiles = _places(conv, range(free, len(conv.window)), x_strides, y_strides, room)
-    for parts in itertools.product(*axes):
-        lines, x, y = [images], 0, 0
-        taps, reads = np.zeros((1,), int), np.zeros((1,), int)
-        for axis, (first, count, step, base, base_step, pairs) in enumerate(parts):
-            sx, sy = x_strides[axis + 1], y_strides[axis + 1]
-            lines.append(_Line(count, base_step * sx, step * sy))
-            x, y = x + base * sx, y + first * sy
-            k, rel = np.array(pairs, int).reshape(-1, 2).T
-            taps = (taps[:, None] * conv.window[axis] + k).reshape(-1)
-            reads = (reads[:, None] + rel * sx).reshape(-1)
-        count = math.prod(conv.window[free:])
-        for (x0, y0), places, sections in tiles:
-            joint = tuple(
-                (
-                    at,
-                    (taps[:, None] * count + k).reshape(-1),
-                    (reads[:, None] + rel).reshape(-1),
-                )
-                for at, k, rel in sections
-            )
-            found.append(_Class(tuple(lines), x + x0, y + y0, places, joint))
-    return found
-
-
-def _places(
-    conv: Conv, axes: range, x_strides: list[int], y_strides: list[int], room: int
-) -> list[tuple]:
-    """The positions along some axes in tiles: where each starts, places, sections.
-
-    Images are not dilated along these axes, so that all positions read a tap alike.
-    """
-    at, reads = np.zeros((1, 2), int), np.zeros((1,), int)
-    meets = np.ones((1, 1), bool)
-    for axis in axes:
-        sx, sy = x_strides[axis + 1], y_strides[axis + 1]
-        base, relative, inside = _meetings(conv, axis)
-        meets = np.kron(meets, inside)
-        steps = np.stack([base * sx, np.arange(len(base)) * sy], 1)
-        at = (at[:, None] + steps).reshape(-1, 2)
-        reads = (reads[:, None] + relative[0] * sx).reshape(-1)
-    found = []
-    for some in np.array_split(np.arange(len(at)), -(-len(at) // room)):
-        members: dict[tuple[int, ...], list[int]] = {}
-        for tap, column in enumerate(meets[some].T):
-            if column.any():
-                where = tuple(map(int, np.flatnonzero(column)))
-                members.setdefault(where, []).append(tap)
-        places = tuple((int(x), int(y)) for x, y in at[some] - at[some[0]])
-        sections = [
-            (where, np.array(k), reads[np.array(k)]) for where, k in members.items()
-        ]
-        found.append((tuple(map(int, at[some[0]])), places, sections))
-    return found
-
-
-def _meetings(
-    conv: Conv, axis: int
-) -> tuple[
-    Int[np.ndarray, " out"], Int[np.ndarray, "out taps"], Bool[np.ndarray, "out taps"]
-]:
-    """Where positions stand in `x`, what taps read from there, whether they meet it."""
-    dilation = conv.lhs_dilation[axis]
-    taps = np.arange(conv.window[axis]) * conv.rhs_dilation[axis]
-    at = np.arange(conv.out[axis]) * conv.strides[axis]
-    base = at // dilation
-    entry = at[:, None] + taps - conv.padding[axis][0]
-    meets = (entry % dilation == 0) & (entry >= 0)
-    meets &= entry // dilation < conv.image[axis]
-    return base, entry // dilation - base[:, None], meets
-
-
-def _along(conv: Conv, axis: int) -> list[tuple[int, int, int, int, int, tuple]]:
-    """Classes of positions along one axis: first, count, step, in `y` and in `x`."""
-    base, reads, meets = _meetings(conv, axis)
-    members: dict[tuple, list[int]] = {}
-    for o in range(conv.out[axis]):
-        key = tuple((int(k), int(reads[o, k])) for k in np.flatnonzero(meets[o]))
-        members.setdefault(key, []).append(o)
-    found = []
-    for key, positions in members.items():
-        for part in _progressions(positions, base):
-            step = part[1] - part[0] if len(part) > 1 else 0
-            x_step = int(base[part[1]] - base[part[0]]) if len(part) > 1 else 0
-            x = int(base[part[0]])
-            found.append((part[0], len(part), step, x, x_step, key))
-    return found
-
-
-def _progressions(positions: list[int], base: np.ndarray) -> list[list[int]]:
-    at = np.array(positions)
-    even = all(np.unique(np.diff(v)).size <= 1 for v in (at, base[at]))
-    return [positions] if even else [[p] for p in positions]
-
-
-def _columns(
-    conv: Conv, c: _Class, gradient: bool, fold: int
-) -> tuple[tuple[np.ndarray, ...], ...]:
-    """Per group and section, offsets in `x` and rows of `w` of the columns to read."""
-    sections = [_section(conv, k, reads, gradient, fold) for _, k, reads in c.sections]
-    groups = 1 if gradient or conv.rhs[-2] == 1 else conv.groups
-    return tuple(tuple(s[g] for s in sections) for g in range(groups))
-
-
-def _section(
-    conv: Conv, taps: np.ndarray, reads: np.ndarray, gradient: bool, fold: int
-) -> tuple[np.ndarray, ...]:
-    """The columns of some taps, per group."""
-    mask = conv.mask.reshape(-1, *conv.mask.shape[-2:])[taps]
-    if gradient or conv.rhs[-2] == 1:
-        alive = mask.any((1, 2))
-        return (np.stack([reads[alive], taps[alive]], 1).astype(np.int32),)
-    channels = np.arange(0, conv.rhs[-2], fold)
-    x = reads[:, None] + channels
-    rows = taps[:, None] * len(channels) + channels // fold
-    mask = mask[:, ::fold]
-    whole = np.stack([x, rows], -1).astype(np.int32)
-    if conv.columns is None:
-        return (whole.reshape(-1, 2),) * conv.groups
-    return tuple(whole[mask[..., g]] for g in range(conv.groups))
 
 
 def _tiles(groups: int, filters: int, count: int, lanes: int) -> tuple[Tile, ...]:
@@ -521,137 +341,8 @@ def _tiles(groups: int, filters: int, count: int, lanes: int) -> tuple[Tile, ...
     )
 
 
-class _Choice(NamedTuple):
-    """How places are repeated: along which axis, how often, in how many runs."""
-
-    axis: int
-    length: int
-    runs: int
-
-
-class _Tiling(NamedTuple):
-    """The filters of a group in tiles of nearly equal width.
-
-    Attributes:
-      cycles: estimate for all positions of a block.
-      tiles: how many.
-      widest: vectors of the widest one.
-      positions: by classes, with their columns.
-      ways: how the positions of every class are put together.
-    """
-
-    cycles: float
-    tiles: int
-    widest: int
-    positions: _Positions
-    ways: tuple[_Choice, ...]
-
-
-class _Work(NamedTuple):
-    """What decides the time of a class.
-
-    Attributes:
-      counts: of its lines.
-      sections: columns and places of each.
-      places: how many.
-      channelwise: see `Sweep`.
-      far: whether rows of `w` come from beyond the nearest cache.
-    """
-
-    counts: tuple[int, ...]
-    sections: tuple[tuple[int, int], ...]
-    places: int
-    channelwise: bool
-    far: bool
-
-
-def _tiling(
-    positions: _Positions,
-    vectors: int,
-    most: int,
-    room: int,
-    channelwise: bool,
-    far: bool,
-) -> _Tiling:
-    """As few tiles as there can be of at most so many vectors."""
-    count = -(-vectors // most)
-    narrow, more = divmod(vectors, count)
-    widest = narrow + (more > 0)
-    ways, cycles = [], 0.0
-    for c, k in positions:
-        work = _Work(
-            tuple(line.size for line in c.lines),
-            tuple((len(n), len(s[0])) for n, s in zip(k[0], c.sections, strict=True)),
-            len(c.places),
-            channelwise,
-            far,
-        )
-        each, way = _cheapest(work, widest, max(1, room // len(c.places)))
-        ways.append(way)
-        cycles += each * (more or count)
-        if more:
-            cycles += (count - more) * _all(work, narrow, way)
-    return _Tiling(cycles, count, widest, positions, tuple(ways))
-
-
-def _read_once(tiling: _Tiling, tasks: int, vector_bytes: int, cores: int) -> _Tiling:
-    """With the time that cores wait for the last task, or a tile for memory."""
-    cycles = tiling.cycles * -(-tasks // cores) * cores / tasks
-    beyond = tiling.widest * vector_bytes > _BLOCK_BYTES
-    return tiling._replace(cycles=2 * cycles if beyond else cycles)
-
-
-@functools.lru_cache(4096)
-def _cheapest(work: _Work, vectors: int, most: int) -> tuple[float, _Choice]:
-    """The cheapest tile for a class: estimated cycles, and what it is."""
-    total = math.prod(work.counts)
-    found = []
-    for axis, count in enumerate(work.counts):
-        for length in range(1, min(count, most) + 1):
-            runs = min(_MOST_RUNS, most // length, total // count * (count // length))
-            way = _Choice(axis, length, runs)
-            found.append((_all(work, vectors, way), way))
-    return min(found)
-
-
-def _all(work: _Work, vectors: int, way: _Choice) -> float:
-    """Estimated cycles of all positions of a class, for one tile of filters."""
-    total, count = math.prod(work.counts), work.counts[way.axis]
-    cost = 0.0
-    for size, times in ((way.length, count // way.length), (count % way.length, 1)):
-        if size:
-            runs = total // count * times
-            cost += _cycles(runs, size, way.runs, work, vectors)
-    return 1.03 * cost if way.axis == 0 and way.length > 1 else cost
-
-
-_MOST_RUNS = 8
-
-
-def _cycles(runs: int, length: int, together: int, work: _Work, vectors: int) -> float:
-    """Estimate for all runs of one length: two products or loads at a time."""
-    cost = 0.0
-    for per_tile, tiles in ((together, runs // together), (runs % together, 1)):
-        repeated = per_tile * length
-        if not repeated:
-            continue
-        each = 20 + repeated * work.places * vectors
-        for columns, places in work.sections:
-            positions = repeated * places
-            reads = positions * vectors if work.channelwise else positions
-            step = max(positions * vectors, reads + vectors + 2, 8) / 2
-            step += (_FAR if work.far else vectors / 4) + positions / 20
-            each += columns * step
-        cost += tiles * each
-    return cost
-
-
-_FAR = 4.0
-"""Cycles for a row of a tile, two lines of memory, from beyond the nearest cache."""
-
-
 def _visits(
-    conv: Conv, c: _Class, columns: tuple[tuple[np.ndarray, ...], ...], way: _Choice
+    conv: Conv, c: Class, columns: tuple[tuple[np.ndarray, ...], ...], way: Choice
 ) -> list[Visit]:
     line = c.lines[way.axis]
     each = conv.lhs[-1] * conv.strides[-1] * jnp.dtype(conv.dtype).itemsize
