@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from sslx._calls import like as placed_like
-from sslx._calls import on_host
+from sslx._calls import like, on_host
 from sslx._compact._mirror import Mirror, Sizes, unexplained
 from sslx._groups import flatten, unflatten
 
