@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from sslx._calls import like as placed_like
-from sslx._calls import like, on_host
+from sslx._calls import on_host
 from sslx._compact._mirror import Mirror, Sizes, unexplained
 from sslx._groups import flatten, unflatten
 
@@ -77,7 +77,7 @@ class LeafPlan:
         if on_host(array):
             wide = np.zeros(self.shape, array.dtype)
             wide[places] = np.asarray(array)
-            return like(wide, array)
+            return placed_like(wide, array)
         return jnp.zeros(self.shape, array.dtype).at[places].set(array)
 
 
