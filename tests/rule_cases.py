@@ -111,7 +111,7 @@ BINARY = {
     **dict.fromkeys("div rem".split(), "fhi"),
     **dict.fromkeys("and or xor".split(), "ib"),
     **dict.fromkeys("pow atan2 nextafter".split(), "fh"),
-    **dict.fromkeys("zeta polygamma".split(), "f"),
+    "zeta": "f",
     **dict.fromkeys(
         "shift_left shift_right_logical shift_right_arithmetic mulhi".split(), "i"
     ),
@@ -142,6 +142,7 @@ for _name, _kinds in BINARY.items():
 for _name in ("igamma", "igammac"):
     _with_half = _with_literal(bind(_name), np.full(X, 0.5), first=True)
     CASES[_name] = [Form(bind(_name), (X, X)), Form(_with_half, (X,))]
+CASES["polygamma"] = [Form(bind("polygamma"), (X, X))]
 CASES["igamma_grad_a"] = [Form(bind("igamma_grad_a"), (X, X))]
 CASES["mul"].append(Form(lambda x, y: x * y, (X, NONE), "fhi"))
 CASES["max"] += [
