@@ -152,15 +152,14 @@ class Trial:
             )
         return rows
 
-    def run(self, arrays, moved, spared, held) -> Any:
-        """Dense, with other moving values, with other unread values, and reduced."""
-        pairs = [
-            (h, self.live.alive(v)) if is_region(self.live.alive(v)) else None
-            for h, v in zip(held, self.program.inputs, strict=True)
-        ]
-        dense = [jax.tree.leaves(self.form.fn(*xs)) for xs in (arrays, moved, spared)]
-        small = Rewriter(self.live, self.carriers()).run(pairs, self.wanted)
-        return [*dense, small]
+    def dense(self, arrays) -> list[Any]:
+        return jax.tree.leaves(self.form.fn(*arrays))
+
+    def reduced(self, held) -> list[Any]:
+        alive = [self.live.alive(v) for v in self.program.inputs]
+        rows = zip(held, alive, strict=True)
+        pairs = [(x, m) if is_region(m) else None for x, m in rows]
+        return Rewriter(self.live, self.carriers()).run(pairs, self.wanted)
 
     def check(self, dense, moved, spared, small) -> None:
         for o, claim in enumerate(self.claims):
@@ -194,11 +193,19 @@ def same(got: Any, want: Any, label: str) -> None:
 
 
 def check(trials: list[Trial]) -> None:
-    """All in one compilation."""
-    fn = jax.jit(lambda rows: [t.run(*r) for t, r in zip(trials, rows, strict=True)])
-    compiled = fn.lower([t.inputs for t in trials]).compile(compiler_options=QUICK)
-    outs = compiled([t.inputs for t in trials])
-    for trial, rows in zip(trials, jax.tree.map(np.asarray, outs), strict=True):
+    """All in two compilations."""
+
+    def compiled(method: str, rows: list[Any]) -> Any:
+        run = lambda rows: [
+            getattr(t, method)(r) for t, r in zip(trials, rows, strict=True)
+        ]
+        return jax.jit(run).lower(rows).compile(compiler_options=QUICK)
+
+    arrays, moved, spared, held = zip(*(t.inputs for t in trials), strict=True)
+    dense = compiled("dense", list(arrays))
+    outs = [dense(list(rows)) for rows in (arrays, moved, spared)]
+    outs.append(compiled("reduced", list(held))(list(held)))
+    for trial, *rows in zip(trials, *jax.tree.map(np.asarray, outs), strict=True):
         trial.check(*rows)
 
 

@@ -129,7 +129,7 @@ def _elementwise(equation: Any) -> Relation:
 
 def _without_poles(equation: Any, rel: Relation) -> Relation:
     """No quotient is zero where the divisor is known to be: `0 / 0` is not."""
-    if equation.inputs[1].literal is not None:
+    if _given(equation.inputs[1]):
         return dataclasses.replace(rel, zero=_zeros_at_zero(equation))
 
     def refine(operands: Sequence[Any]) -> Relation:
@@ -173,7 +173,7 @@ def _zeros_at_zero(equation: Any) -> tuple[Operands, ...]:
     values = equation.inputs
     if not all(isinstance(v.dtype, np.dtype) for v in values):
         return NEVER
-    literals = {k: _known(v) for k, v in enumerate(values) if v.literal is not None}
+    literals = {k: _known(v) for k, v in enumerate(values) if _given(v)}
     moving = tuple(k for k in range(len(values)) if k not in literals)
     zero: Known = ((), b"")
     if all(literals.values()):
@@ -190,8 +190,14 @@ def _zeros_at_zero(equation: Any) -> tuple[Operands, ...]:
     return (group,) if _vanishes(equation, given) else NEVER
 
 
+def _given(value: Value) -> bool:
+    return value.literal is not None or value.fill is not None
+
+
 def _known(value: Value) -> Known | None:
     """A literal, of one entry if all are equal; None if it is too large to look at."""
+    if value.fill is not None:
+        return (), value.fill.tobytes()
     if math.prod(value.shape) > _LITERAL_LIMIT or 0 in value.shape:
         return None
     array = np.asarray(value.array)

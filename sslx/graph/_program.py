@@ -27,18 +27,24 @@ _BODIES = {
 }
 
 
+_FILLING = ("convert_element_type", "broadcast_in_dim")
+
+
 class Value:
     """One intermediate value of a program, compared by identity.
 
-    `literal` is the constant it holds, or None.
+    `literal` is the constant it holds, or None. `fill` is the number, as an array, that
+    all its entries are known to be: of a literal, converted or broadcast; or None.
     """
 
-    __slots__ = ("dtype", "literal", "shape")
+    __slots__ = ("dtype", "fill", "literal", "shape")
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, literal: Any = None):
         self.shape = tuple(shape)
         self.dtype = dtype
         self.literal = literal
+        numeric = isinstance(dtype, np.dtype) and not self.shape
+        self.fill = self.array if numeric and literal is not None else None
 
     @property
     def array(self) -> Any:
@@ -133,6 +139,13 @@ def _constant(value: Any) -> Value:
     return Value(np.shape(value), dtype, literal=value)
 
 
+def _converted(fill: np.ndarray, dtype: Any) -> np.ndarray | None:
+    """A number in another dtype; None if it is another number there."""
+    with np.errstate(all="ignore"):
+        made = fill.astype(dtype) if isinstance(dtype, np.dtype) else None
+    return made if made is not None and made == fill else None
+
+
 def _inline(
     jaxpr: Any,
     consts: list[Any],
@@ -161,6 +174,8 @@ def _inline(
             results = _inline(body, body_consts, operands, equations, source, scope)
         else:
             results = [Value(v.aval.shape, v.aval.dtype) for v in eqn.outvars]
+            if name in _FILLING and operands[0].fill is not None:
+                results[0].fill = _converted(operands[0].fill, results[0].dtype)
             bodies = tuple(build(eqn.params[key]) for key in _BODIES.get(name, ()))
             if name == "cond":
                 bodies = tuple(build(branch) for branch in eqn.params["branches"])
