@@ -77,7 +77,7 @@ class LeafPlan:
         if on_host(array):
             wide = np.zeros(self.shape, array.dtype)
             wide[places] = np.asarray(array)
-            return like(wide, array)
+            return placed_like(wide, array)
         return jnp.zeros(self.shape, array.dtype).at[places].set(array)
 
 
