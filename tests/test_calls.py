@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import pickle
 import re
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 import sslx
+from sslx._compact import _analysis
 from sslx.graph import _relation
 
 X = jnp.ones((2, 4))
@@ -118,7 +118,6 @@ def refuse(eqn: Any, operands: Any, shapes: Any) -> Any:
     [
         (refuse, "TypeError: no such shapes"),
         (lambda eqn, x, shapes: [x[0][:, :1]], "TypeError"),
-        (lambda eqn, x, shapes: [x[0].astype(int)], ""),
     ],
 )
 def test_what_cannot_be_computed_is_kept_with_the_reason(
@@ -140,20 +139,29 @@ def test_what_cannot_be_computed_is_kept_with_the_reason(
         sslx.compact(net, parameters(), X, strict=True)
 
 
-def test_a_hundred_chained_layers_die_one_after_the_other() -> None:
-    depth = 110
-    params = [jnp.eye(4) for _ in range(depth)]
+def chain(p: Any, x: Any) -> Any:
+    for w in p:
+        x = jnp.tanh(x @ w)
+    return x.sum(-1)
+
+
+@pytest.mark.parametrize(("rounds", "widths"), [(0, {3}), (-30, {3, 4})])
+def test_chained_layers_die_one_after_the_other(
+    rounds: int, widths: set[int], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(_analysis, "_ROUNDS", rounds)
+    params = [jnp.eye(4) for _ in range(16)]
     params[0] = params[0].at[1, 1].set(0)
+    small = sslx.compact(chain, params, X, check=True)
+    assert {w.shape[0] for w in small.variables[1:]} == widths
 
-    def chain(p: Any, x: Any) -> Any:
-        for w in p:
-            x = jnp.tanh(x @ w)
-        return x.sum(-1)
 
-    start = time.process_time()
+@pytest.mark.slow
+def test_a_hundred_and_thirty_layers_take_seconds() -> None:
+    params = [jnp.eye(4) for _ in range(130)]
+    params[0] = params[0].at[1, 1].set(0)
     small = sslx.compact(chain, params, X)
     assert {w.shape for w in small.variables[1:]} == {(3, 3)}
-    assert time.process_time() - start < 30
 
 
 # Checks.
@@ -213,7 +221,7 @@ def test_a_tuned_function_is_pickled_with_its_function() -> None:
 
 def test_compact_variables_may_be_donated() -> None:
     def biased(p: Any, x: Any) -> Any:
-        return net(p, x) + p["b"]
+        return net(p, x) + p["b"][None]
 
     params = {**parameters(), "b": jnp.ones(3), "c": jnp.ones((6, 3))}
     small = sslx.compact(biased, params, X)

@@ -48,7 +48,7 @@ def test_an_output_with_the_name_and_shape_of_a_variable_comes_back_whole() -> N
 def averaged(v: Any, x: Any) -> Any:
     h = x @ v["w"]
     mean = 0.9 * v["mean"] + 0.1 * h.mean(0)
-    return (h - mean) @ v["out"], {"mean": mean}
+    return (h - mean[None]) @ v["out"], {"mean": mean}
 
 
 def averaging() -> dict[str, jax.Array]:

@@ -44,15 +44,16 @@ def checked(plan: Plan, variables: PyTree) -> dict[str, Any]:
     ]
     if errors:
         whole = [p for p, x in plan.leaves.items() if _is_whole(x, leaves.get(p))]
-        hint = (
-            f"; if a call returned {whole[0]}, name it as state: "
-            f"compact(..., state=[{whole[0]!r}])"
+        hint = "".join(
+            f"; if a call returned {path}, name it as state: "
+            f"compact(..., state=[{path!r}])"
+            for path in whole[:1]
         )
         raise ValueError(
             "the variables do not fit the plan:\n"
             + "\n".join(errors)
             + "\nfix: pass Compact.variables, or apply_plan(plan, full variables)"
-            + (hint if whole else "")
+            + hint
         )
     return {path: as_jax(leaves[path]) for path in plan.leaves}
 
