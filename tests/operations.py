@@ -135,7 +135,8 @@ def program(seed: int) -> Program:
     names = sorted(OPERATIONS)
     for name, at in _start(draw):
         _add(draw, name, shapes, steps, at)
-    while len(steps) < draw.rng.integers(5, 12):
+    count = draw.rng.integers(5, 11)
+    while len(steps) < count:
         _add(draw, draw.pick(*names), shapes, steps)
     outputs = {len(steps)}
     if draw.maybe(0.2):
@@ -317,7 +318,10 @@ def mix(draw: Draw, shape: Shape) -> Step:
 def einsum(draw: Draw, shape: Shape) -> Step:
     """With a weight of random letters: shared ones summed or kept."""
     letters = "bcdefg"[: len(shape)]
-    sizes = dict(zip(letters, shape, strict=True)) | {"y": draw.size(), "z": draw.size()}
+    sizes = dict(zip(letters, shape, strict=True)) | {
+        "y": draw.size(),
+        "z": draw.size(),
+    }
     shared = [a for a in letters[1:] if draw.maybe(0.6)]
     mine = [*shared, *"yz"[: draw.pick(0, 1, 1, 2)]]
     draw.rng.shuffle(mine)
@@ -358,7 +362,7 @@ def convolution(draw: Draw, shape: Shape) -> Step | None:
     def step(p: Any, x: Any) -> Any:
         names = ("NWC", "WIO", "NWC")
         return lax.conv_general_dilated(
-            x, p[w], stride, padding, wide, (1,), names, parts
+            x, p[w], stride, padding, (1,), wide, names, parts
         )
 
     return step
@@ -568,7 +572,10 @@ def pad(draw: Draw, shape: Shape) -> Step:
     if draw.maybe(0.2) and shape[axis] > 1:
         low = -1
     config = [(low, high, inner) if a == axis else (0, 0, 0) for a in range(len(shape))]
-    c, width = draw.number(), [(1, 1) if a == axis else (0, 0) for a in range(len(shape))]
+    c, width = (
+        draw.number(),
+        [(1, 1) if a == axis else (0, 0) for a in range(len(shape))],
+    )
     return draw.pick(
         lambda p, x: lax.pad(x, jnp.asarray(c, x.dtype), config),
         lambda p, x: lax.pad(x, jnp.asarray(0, x.dtype), config),

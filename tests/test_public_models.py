@@ -6,7 +6,7 @@
 import jax
 import pytest
 
-from tests.public.harness import Outcome, Variant, examine
+from tests.public.harness import Outcome, Variant, examine, units_of
 from tests.public.models import MODELS, build
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -33,6 +33,20 @@ def test_zeroed_filters_are_cut_out_and_nothing_else_changes(
     before, after = found.size
     assert after < 0.6 * before
     assert found.unexplained == {}
+
+
+CLASSES = {"keras.MobileNetV2": 25, "haiku.DeepRNN": 2, "nnx.MultiHeadAttention": 9}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_zeroed_units_are_just_what_is_cut_out(name: str) -> None:
+    with jax.numpy_rank_promotion("allow"):
+        found, classes = units_of(build(name))
+    assert found.error < 1e-4
+    assert found.unexplained == {}
+    assert classes == CLASSES.get(name, classes)
+    before, after = found.size
+    assert after < 0.9 * before
 
 
 @pytest.mark.slow

@@ -69,6 +69,54 @@ def examine(subject: Subject, variant: Variant, **options: Any) -> Outcome:
     )
 
 
+def units_of(subject: Subject, alignment: str = "align") -> tuple[Outcome, int]:
+    """What becomes of a subject half of whose units are zero, and their classes.
+
+    `Outcome.unexplained` counts, per axis of a leaf, slices that stay though their unit
+    is zero and nothing says so, and, negative, slices that go though it is not.
+    """
+    dense, args = perturbed(subject.variables), subject.args
+    units = sslx.units(subject.fn, dense, *args)
+    factors = {c.name: np.arange(c.count) % 2 for c in units.classes}
+    zeroed = sslx.scale(units, dense, factors)
+    small = sslx.compact(subject.fn, zeroed, *args, alignment=alignment)
+    before = sslx.compact(subject.fn, dense, *args, alignment=alignment)
+    full = jax.jit(subject.fn, compiler_options=_QUICK)
+    reduced = jax.jit(small.apply, compiler_options=_QUICK)
+    want = full(zeroed, *args)
+    outcome = Outcome(
+        small,
+        distance(reduced(small.variables, *args), want),
+        distance(full(dense, *args), want),
+        (_entries(zeroed), _entries(small.variables)),
+        _other_than(units, small, before),
+    )
+    return outcome, len(units.classes)
+
+
+def _other_than(
+    units: sslx.Groups, small: sslx.Compact, before: sslx.Compact
+) -> dict[str, int]:
+    """Slices kept beyond those of units that are left, and slices missing."""
+    dead: dict[tuple[str, int], np.ndarray] = {}
+    for c in units.classes:
+        for m in c.members:
+            ids = np.arange(c.count) if m.ids is None else np.asarray(m.ids)
+            key = (m.path, m.kept[0])
+            dead[key] = dead.get(key, False) | ((ids >= 0) & (ids % 2 == 0))
+    reported = {(k.path, k.axis): k.count for k in small.kept_zeros}
+    found = {}
+    for path, leaf in small.plan.leaves.items():
+        for axis in range(len(leaf.shape)):
+            want = set(before.plan.leaves[path].indices(axis).tolist())
+            want -= set(np.flatnonzero(dead.get((path, axis), False)).tolist())
+            have = set(leaf.indices(axis).tolist())
+            more = len(have - want) - reported.get((path, axis), 0)
+            if more or want - have:
+                found[f"{path}[{axis}]"] = more - len(want - have)
+    return found
+
+
 def perturbed(variables: Any, seed: int = 0) -> Any:
     """Every parameter moved a little; what is never negative (variances) stays so."""
     rng = np.random.default_rng(seed)
