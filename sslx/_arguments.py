@@ -69,4 +69,6 @@ def expect_pattern(what: str, value: Any) -> None:
     try:
         re.compile(value)
     except re.error as error:
-        raise ValueError(f"{what}: {value!r} is no regular expression: {error}") from None
+        raise ValueError(
+            f"{what}: {value!r} is no regular expression: {error}"
+        ) from None

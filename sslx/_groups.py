@@ -302,7 +302,9 @@ def present(groups: Groups, leaves: Mapping) -> list[GroupClass]:
 
 def expect_groups(groups: Any) -> None:
     """Raise for what are no groups, such as parameters in their place."""
-    fix = "make them with sslx.groups or sslx.units, and give them before the parameters"
+    fix = (
+        "make them with sslx.groups or sslx.units, and give them before the parameters"
+    )
     expect("groups", groups, Groups, fix)
 
 

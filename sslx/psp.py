@@ -353,7 +353,11 @@ def sgd(
     Source: Schindler et al. 2019, eq. (6), with l1 = 0.
     """
     _expect_rate("sgd", learning_rate)
-    checks = ("momentum", momentum, 1.0), ("decay", decay, math.inf), ("l1", l1, math.inf)
+    checks = (
+        ("momentum", momentum, 1.0),
+        ("decay", decay, math.inf),
+        ("l1", l1, math.inf),
+    )
     for name, value, high in checks:
         expect_number(f"sgd: {name}", value, high=high)
     return optax.chain(

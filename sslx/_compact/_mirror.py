@@ -71,7 +71,7 @@ class Mirror:
                 for parts, name in self._names.items()
                 if parts[: len(origin)] == origin
             ]
-            if shape == (sum(math.prod(self.sizes[n].here) for n in names),):
+            if len(names) > 1 and shape == (sum(math.prod(self.sizes[n].here) for n in names),):
                 outcome = tuple(map(str, (self.kept[n] for n in names)))
                 totals[outcome] = tuple(names)
         return totals.popitem()[1] if len(totals) == 1 else ()
@@ -103,7 +103,9 @@ class Mirror:
             ways: dict[str, list[Match]] = {}
             for rest, path in rests:
                 name = self._names.get(origin + rest)
-                ways[path] = [] if name is None else self._ways(name, leaves[path], root)
+                ways[path] = (
+                    [] if name is None else self._ways(name, leaves[path], root)
+                )
                 if not ways[path]:
                     break
             else:
@@ -201,7 +203,9 @@ class Mirror:
         if not factored or len(match.axes) != len(here) - 1 or here == there:
             return
         axes = [np.argsort(shape)[-2:].tolist() for shape in (here, there)]
-        least = [shape[pair[0]] for shape, pair in zip((here, there), axes, strict=True)]
+        least = [
+            shape[pair[0]] for shape, pair in zip((here, there), axes, strict=True)
+        ]
         enough = min(least) >= min(_LEAST_FACTORED, max(least))
         if axes[0] != axes[1] or not enough:
             self.errors.append(
@@ -234,7 +238,9 @@ def unexplained(
         if path in found or _passes(leaf) or _is_a_number_of_bits(leaf):
             continue
         shape = _shape(leaf)
-        copied = any(shape[len(shape) - len(s.here) :] == s.here for s in changing if s.here)
+        copied = any(
+            shape[len(shape) - len(s.here) :] == s.here for s in changing if s.here
+        )
         alone = parts_of(path)[:-1] not in beside
         if copied or (alone and sums >> shape[-1] & 1):
             strange.append(path)
@@ -267,8 +273,7 @@ def _is_a_number_of_bits(leaf: Any) -> bool:
     """Keys of random numbers."""
     dtype = getattr(leaf, "dtype", None)
     return dtype is not None and (
-        jnp.issubdtype(dtype, jnp.unsignedinteger)
-        or not isinstance(dtype, np.dtype)
+        jnp.issubdtype(dtype, jnp.unsignedinteger) or not isinstance(dtype, np.dtype)
     )
 
 

@@ -271,7 +271,9 @@ def _check_masks(groups: Groups, scores: Scores, within: Masks | None) -> None:
 def _check_there(scores: Scores, values: Mapping[str, Any], what: str) -> None:
     missing = [name for name in scores if name not in values]
     if missing:
-        raise ValueError(f"{what}: nothing for the classes {missing}, which have scores")
+        raise ValueError(
+            f"{what}: nothing for the classes {missing}, which have scores"
+        )
 
 
 def _check_ignore(groups: Groups, ignore: str | Sequence[str]) -> None:
