@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from sslx._arguments import expect_number, expect_pattern
+
 __all__ = ["GroupClass", "Groups", "Member", "first_matches"]
 
 
@@ -150,6 +152,8 @@ class Groups:
         Raises:
             ValueError: An expression matches no class, or a factor is negative.
         """
+        for name, value in multipliers.items():
+            expect_number(f"the multiplier of {name!r}", value)
         first = first_matches(multipliers, self.names, "class of groups")
         bad = {k: v for k, v in multipliers.items() if not 0 <= v < math.inf}
         if bad:
@@ -182,6 +186,8 @@ def first_matches(
     rules: Mapping[str, object], names: Iterable[str], kind: str
 ) -> dict[str, str]:
     """Name -> first rule found in it; every rule must be first for some name."""
+    for rule in rules:
+        expect_pattern(f"a rule for a {kind}", rule)
     names = list(names)
     first = {
         name: next(rule for rule in rules if re.search(rule, name))

@@ -6,15 +6,18 @@ them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import NoneType
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from sslx import _sites
+from sslx._arguments import expect, expect_word
 from sslx._classes import GroupClass as GroupClass
 from sslx._classes import Groups as Groups
 from sslx._classes import Member as Member
@@ -84,6 +87,12 @@ def groups(
     Example:
         >>> groups(params, {r"conv\d+/kernel": FILTER | CHANNEL, r"dense/": SHAPE})
     """
+    expect("rules", rules, Mapping, "regular expression -> structure, after the tree")
+    expect_word("layout", layout, ("...IO", "OI..."))
+    for rule, structure in rules.items():
+        kinds = (Structure, Structures, NoneType)
+        fix = "such as sslx.FILTER, without quotes"
+        expect(f"the rule of {rule!r}", structure, kinds, fix)
     leaves, _ = flatten(tree)
     first = first_matches(rules, leaves, "leaf")
     classes, errors = [], []
@@ -127,6 +136,13 @@ def coupled(
         >>> coupled(params, {"conv1/kernel": FILTER, "conv2/kernel": CHANNEL})
     """
     leaves, _ = flatten(tree)
+    expect("members", members, Mapping, "path -> structure, after the tree")
+    expect_word("layout", layout, ("...IO", "OI..."))
+    if not members:
+        raise ValueError("coupled: give at least one member")
+    for path, structure in members.items():
+        fix = "such as sslx.FILTER"
+        expect(f"the structure of {path!r}", structure, Structure, fix)
     missing = [path for path in members if path not in leaves]
     if missing:
         raise ValueError(f"no leaf {missing}; there are {list(leaves)}")
@@ -177,6 +193,8 @@ def scale(groups: Groups, tree: PyTree, factors: Mapping[str, ArrayLike]) -> PyT
     Raises:
         ValueError: An unknown class, a wrong shape, or a missing leaf.
     """
+    expect_groups(groups)
+    expect("factors", factors, Mapping, "class name -> factors, as norms gives them")
     leaves, treedef = flatten(tree)
     classes = [groups[name] for name in factors if name in groups.names]
     unknown = [name for name in factors if name not in groups.names]
@@ -263,6 +281,7 @@ def present(groups: Groups, leaves: Mapping) -> list[GroupClass]:
 
     A class is passed over if all its leaves are masked (`optax.MaskedNode`).
     """
+    expect_groups(groups)
     masked = tuple(path for path, leaf in leaves.items() if _is_masked(leaf))
     found, errors = [], []
     for group_class in groups.classes:
@@ -279,6 +298,14 @@ def present(groups: Groups, leaves: Mapping) -> list[GroupClass]:
     if errors:
         raise ValueError("the tree does not fit the groups:\n" + "\n".join(errors))
     return found
+
+
+def expect_groups(groups: Any) -> None:
+    """Raise for what are no groups, such as parameters in their place."""
+    fix = (
+        "make them with sslx.groups or sslx.units, and give them before the parameters"
+    )
+    expect("groups", groups, Groups, fix)
 
 
 def flatten(tree: PyTree) -> tuple[dict, TreeDef]:
@@ -315,6 +342,8 @@ def _mismatches(group_class: GroupClass, leaves: Mapping) -> list[str]:
     for member in group_class.members:
         if member.path not in leaves:
             errors.append(f"{group_class.name}: no leaf {member.path}")
+        elif _is_key(leaves[member.path]):
+            errors.append(f"{group_class.name}: leaf {member.path} is a random key")
         elif np.shape(leaves[member.path]) != member.shape:
             got = np.shape(leaves[member.path])
             errors.append(
@@ -322,6 +351,10 @@ def _mismatches(group_class: GroupClass, leaves: Mapping) -> list[str]:
                 f" {member.shape}, got {got}"
             )
     return errors
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.extended)
 
 
 def _structures(rule: Structure | Structures | None) -> tuple[Structure, ...]:

@@ -8,11 +8,12 @@ its norm, its proximal operator only scales the group:
 
 import abc
 import dataclasses
-import math
 from typing import TypeAlias
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from sslx._arguments import expect_number
 
 __all__ = [
     "GroupElastic",
@@ -48,7 +49,7 @@ class Penalty(abc.ABC):
     """Whether nested groups have its exact operator by taking inner groups first."""
 
     def __post_init__(self):
-        _check(self, "strength", self.strength, math.inf)
+        expect_number(f"{_kind(self)}: strength", self.strength)
 
     @abc.abstractmethod
     def value(self, norm: Norms) -> Norms:
@@ -114,7 +115,7 @@ class SparseGroupLasso(Penalty):
 
     def __post_init__(self):
         super().__post_init__()
-        _check(self, "ratio", self.ratio, 1.0)
+        expect_number(f"{_kind(self)}: ratio", self.ratio, high=1.0)
 
     def value(self, norm: Norms) -> Norms:
         """`strength * (1 - ratio) * n`, without the l1 term."""
@@ -146,7 +147,7 @@ class GroupElastic(Penalty):
 
     def __post_init__(self):
         super().__post_init__()
-        _check(self, "ratio", self.ratio, 1.0)
+        expect_number(f"{_kind(self)}: ratio", self.ratio, high=1.0)
 
     def value(self, norm: Norms) -> Norms:
         """`strength * (ratio * n + (1 - ratio) * n^2 / 2)`."""
@@ -227,6 +228,7 @@ class GroupMCP(Penalty):
 
     def __post_init__(self):
         super().__post_init__()
+        expect_number("GroupMCP: gamma", self.gamma)
         if not self.gamma > 0:
             raise ValueError(f"GroupMCP: gamma must be > 0, got {self.gamma}")
 
@@ -268,6 +270,7 @@ class GroupSCAD(Penalty):
 
     def __post_init__(self):
         super().__post_init__()
+        expect_number("GroupSCAD: a", self.a)
         if not self.a > 2:
             raise ValueError(f"GroupSCAD: a must be > 2, got {self.a}")
 
@@ -307,8 +310,5 @@ def _shrink(norm: Norms, cut: Scalar) -> Norms:
     return 1 - ratio
 
 
-def _check(penalty: Penalty, name: str, value: Scalar, high: float) -> None:
-    """Raise for a plain number outside 0 to `high`; traced values pass."""
-    if isinstance(value, int | float) and not 0 <= value <= high:
-        kind = type(penalty).__name__
-        raise ValueError(f"{kind}: {name} must be from 0 to {high}, got {value}")
+def _kind(penalty: Penalty) -> str:
+    return type(penalty).__name__

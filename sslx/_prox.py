@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from sslx._arguments import expect, expect_number, expect_word
 from sslx._classes import GroupClass, Groups, Member
 from sslx._groups import (
     Leaves,
@@ -101,6 +102,7 @@ def prox(
 
 def value_of(penalty: Penalty, classes: Classes, leaves: Leaves) -> Float[Array, ""]:
     """`penalty_value` from leaves by path."""
+    expect_penalty(penalty)
     weights = {c.name: _weight(penalty, c) for c in classes}
     total = jnp.zeros(())
     for name, norm in class_norms(classes, leaves).items():
@@ -112,6 +114,12 @@ def value_of(penalty: Penalty, classes: Classes, leaves: Leaves) -> Float[Array,
     return total
 
 
+def expect_penalty(penalty: Any) -> None:
+    """Raise for what is no penalty, such as a name or a class."""
+    fix = "give one with its strength, such as GroupLasso(1e-4)"
+    expect("penalty", penalty, Penalty, fix)
+
+
 def prox_leaves(
     penalty: Penalty,
     classes: Classes,
@@ -120,8 +128,9 @@ def prox_leaves(
     overlap: Overlap,
 ) -> dict[str, Array]:
     """The leaves that `prox` changes."""
-    if overlap not in ("sequential", "dykstra"):
-        raise ValueError(f"overlap must be 'sequential' or 'dykstra', got {overlap!r}")
+    expect_penalty(penalty)
+    expect_number("step", step)
+    expect_word("overlap", overlap, ("sequential", "dykstra"))
     if overlap == "dykstra" and not penalty.convex:
         kind = type(penalty).__name__
         raise ValueError(

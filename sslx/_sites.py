@@ -67,7 +67,7 @@ class _Layout(NamedTuple):
 
 def scaled(classes: Classes, leaves: Leaves, factors: Values) -> dict[str, Array]:
     """The leaves of the classes with every group multiplied by its factor."""
-    return _combined(classes, leaves, factors, 1, lambda x, f: (x * f).astype(x.dtype))
+    return _combined(classes, leaves, factors, 1, _times)
 
 
 def selected(classes: Classes, leaves: Leaves, marks: Values) -> dict[str, Array]:
@@ -108,7 +108,7 @@ def sums_of(
     """Class name -> sum of a function of each group's entries, in float32 at least."""
 
     def slices(site: _Site, leaf: Array) -> Array:
-        wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        wide = leaf.astype(_wide(leaf.dtype))
         return jnp.sum(of(wide).reshape(site.view), axis=site.summed)
 
     return _summed(classes, leaves, slices)
@@ -125,6 +125,18 @@ def covered(members: Sequence[Member]) -> Array:
         part = jnp.broadcast_to(np.expand_dims(inside, site.summed), site.view)
         marks = marks | part.reshape(site.shape)
     return marks
+
+
+def _times(x: Array, factor: Array) -> Array:
+    if x.dtype.itemsize == 1:  # no arithmetic of their own
+        return (x.astype(jnp.float32) * factor).astype(x.dtype)
+    return (x * factor).astype(x.dtype)
+
+
+def _wide(dtype: Any) -> Any:
+    """A type to add up in: float32 at least."""
+    narrow = dtype.itemsize == 1 or not jnp.issubdtype(dtype, jnp.inexact)
+    return jnp.dtype(jnp.float32) if narrow else jnp.promote_types(dtype, jnp.float32)
 
 
 def _squares(wide: Array) -> Array:
@@ -199,7 +211,7 @@ def _type_of(name: str, classes: Classes, leaves: Leaves, given: Any) -> Any:
     if not jnp.issubdtype(given, jnp.floating):
         return given
     members = next(c.members for c in classes if c.name == name)
-    types = {jnp.asarray(leaves[m.path]).dtype for m in members}
+    types = {_wide(jnp.asarray(leaves[m.path]).dtype) for m in members}
     return jnp.finfo(jnp.result_type(jnp.float32, *types)).dtype
 
 

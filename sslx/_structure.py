@@ -52,6 +52,10 @@ class Structure:
         given = [x for x in (self.keep, self.drop, self.block) if x is not None]
         if len(given) != 1:
             raise ValueError(f"{self.name}: give exactly one of keep, drop and block")
+        sizes = [size for size in self.block or () if size is not None]
+        axes = [*(self.keep or ()), *(self.drop or ())]
+        if not all(isinstance(n, int) for n in (*sizes, *axes, self.parts)):
+            raise TypeError(f"{self.name}: sizes, axes and parts must be whole numbers")
         if any(size is not None and size < 1 for size in self.block or ()):
             raise ValueError(f"{self.name}: block sizes must be >= 1")
         if self.parts < 1:

@@ -13,18 +13,20 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from sslx._arguments import expect_number, expect_word
 from sslx._classes import Groups
 from sslx._groups import (
     Leaves,
     TreeDef,
     class_alive,
+    expect_groups,
     flatten,
     present,
     select_classes,
     unflatten,
 )
 from sslx._penalties import GroupL0, Penalty, Scalar
-from sslx._prox import Overlap, prox_leaves, value_of
+from sslx._prox import Overlap, expect_penalty, prox_leaves, value_of
 
 __all__ = [
     "ProximalState",
@@ -93,6 +95,13 @@ def proximal(
     Source: Parikh and Boyd 2014, section 4.2.
     """
 
+    expect_penalty(penalty)
+    expect_groups(groups)
+    for what, value in (("learning_rate", learning_rate), ("strength", strength)):
+        if value is not None and not callable(value):
+            expect_number(f"proximal: {what}", value)
+    expect_word("overlap", overlap, ("sequential", "dykstra"))
+
     def init(params: PyTree) -> ProximalState:
         present(groups, flatten(params)[0])
         return ProximalState(jnp.zeros((), jnp.int32))
@@ -135,6 +144,8 @@ def subgradient(
 
     Source: Wen et al. 2016, section 3 and their published solver.
     """
+    expect_penalty(penalty)
+    expect_groups(groups)
     if isinstance(penalty, GroupL0):
         raise ValueError("GroupL0 has no useful subgradient; use sslx.proximal")
 
@@ -162,6 +173,8 @@ def zero_threshold(threshold: float = 1e-4) -> optax.GradientTransformationExtra
     Source: the published solver of Wen et al. 2016, where it is 1e-4.
     """
 
+    expect_number("zero_threshold: threshold", threshold)
+
     def cut(updates: Leaves, params: Leaves) -> dict[str, Array]:
         return {
             path: jnp.where(jnp.abs(params[path] + u) < threshold, -params[path], u)
@@ -178,7 +191,16 @@ def keep_zeros(
     """What is exactly zero stays zero, for fine-tuning.
 
     With groups, the updates of every entry in at least one group that is zero become
-    0; without, those of every entry that is zero (biases that start at zero too).
+    0; without, those of every entry that is zero (biases that start at zero too). An
+    update that is NaN or infinite comes through, to be noticed.
+
+    It must see the update that `optax.apply_updates` adds. Inside these wrappers zeros
+    stay exact: `chain` as its last part, `masked`, `partition`, `MultiSteps`,
+    `apply_if_finite`, `conditionally_mask`, `inject_hyperparams`, `lookahead` (both
+    copies), and `contrib.schedule_free` for the parameters that it shows for
+    evaluation. Moving averages of parameters are zero where the parameters have been
+    from the first step on; an average that began earlier only tends to zero. What
+    comes after it in a chain may undo it (`add_noise`, momentum, `ema`).
 
     Args:
         groups: The groups, or None for single entries of all leaves.
@@ -202,6 +224,7 @@ def keep_zeros(
 
     if groups is None:
         return _stateless(entries)
+    expect_groups(groups)
 
     def by_group(updates: Leaves, params: Leaves) -> dict[str, Array]:
         classes = present(groups, params)

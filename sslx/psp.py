@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, PyTree
 
+from sslx._arguments import expect, expect_number, expect_word
 from sslx._classes import Groups
 from sslx._groups import (
     Leaves,
@@ -86,7 +87,7 @@ class Threshold(Gate):
     epsilon: Scalar
 
     def __post_init__(self):
-        _check("Threshold: epsilon", self.epsilon, math.inf)
+        expect_number("Threshold: epsilon", self.epsilon)
 
     def open(self, alphas: Alphas) -> dict[str, Bool[Array, "..."]]:
         """`|a| >= epsilon`, and not 0."""
@@ -111,10 +112,8 @@ class FixedSparsity(Gate):
     scope: Literal["class", "global"] = "class"
 
     def __post_init__(self):
-        _check("FixedSparsity: sparsity", self.sparsity, 1.0)
-        if self.scope not in ("class", "global"):
-            got = repr(self.scope)
-            raise ValueError(f"FixedSparsity: scope must be class or global, got {got}")
+        expect_number("FixedSparsity: sparsity", self.sparsity, high=1.0)
+        expect_word("FixedSparsity: scope", self.scope, ("class", "global"))
 
     def open(self, alphas: Alphas) -> dict[str, Bool[Array, "..."]]:
         """The largest `n - round(sparsity * n)` of each class or of all."""
@@ -179,6 +178,9 @@ def fold(groups: Groups, parameters: Parameters, gate: Gate) -> PyTree:
     Raises:
         ValueError: Factors of an unknown class or a wrong shape, or a missing leaf.
     """
+    expect("gate", gate, Gate, "such as Threshold(0.1)")
+    fix = "as psp.init(groups, params) makes them"
+    expect("parameters", parameters, Parameters, fix)
     scaled = scale(groups, parameters.weights, parameters.alphas)
     leaves, treedef = flatten(scaled)
     marks = gate.open(parameters.alphas)
@@ -223,8 +225,7 @@ def materialize(
 
     Source: Schindler et al. 2019, section 3, after a reader's summary.
     """
-    if gradient not in ("sum", "chain"):
-        raise ValueError(f"gradient must be 'sum' or 'chain', got {gradient!r}")
+    expect_word("gradient", gradient, ("sum", "chain"))
     values, treedef = flatten(fold(groups, parameters, gate))
     slope = _slope_of_sum if gradient == "sum" else _slope_of_chain
     for path, leaf in slope(groups, parameters, gate).items():
@@ -304,6 +305,9 @@ def optimizer(
     Example:
         >>> tx = optimizer(optax.sgd(0.1, momentum=0.9), sgd(0.1, decay=1e-3))
     """
+    for what, part in (("weights", weights), ("alphas", alphas)):
+        fix = "such as optax.sgd(0.1)"
+        expect(f"optimizer: {what}", part, optax.GradientTransformation, fix)
     of_weights = optax.with_extra_args_support(weights)
     of_alphas = optax.with_extra_args_support(alphas)
 
@@ -348,8 +352,14 @@ def sgd(
 
     Source: Schindler et al. 2019, eq. (6), with l1 = 0.
     """
-    for name, value in (("momentum", momentum), ("decay", decay), ("l1", l1)):
-        _check(f"sgd: {name}", value, 1.0 if name == "momentum" else math.inf)
+    _expect_rate("sgd", learning_rate)
+    checks = (
+        ("momentum", momentum, 1.0),
+        ("decay", decay, math.inf),
+        ("l1", l1, math.inf),
+    )
+    for name, value, high in checks:
+        expect_number(f"sgd: {name}", value, high=high)
     return optax.chain(
         optax.add_decayed_weights(decay),
         _add_signs(l1),
@@ -394,8 +404,9 @@ def sss(
     Source: Huang and Wang 2018 (Sparse Structure Selection), as in their published
     optimiser.
     """
-    _check("sss: strength", strength, math.inf)
-    _check("sss: momentum", momentum, 1.0)
+    _expect_rate("sss", learning_rate)
+    expect_number("sss: strength", strength)
+    expect_number("sss: momentum", momentum, high=1.0)
 
     def start(params: PyTree) -> SSSState:
         zeros = jax.tree.map(jnp.zeros_like, params)
@@ -426,7 +437,6 @@ def sss(
     return optax.GradientTransformation(start, update)
 
 
-def _check(what: str, value: Scalar, high: float) -> None:
-    """Raise for a plain number outside 0 to `high`; traced values pass."""
-    if isinstance(value, int | float) and not 0 <= value <= high:
-        raise ValueError(f"{what} must be from 0 to {high}, got {value}")
+def _expect_rate(what: str, learning_rate: optax.ScalarOrSchedule) -> None:
+    if not callable(learning_rate):
+        expect_number(f"{what}: learning_rate", learning_rate)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from sslx._arguments import expect
 from sslx._calls import like as placed_like
 from sslx._calls import on_host
 from sslx._compact._mirror import Mirror, Sizes, unexplained
@@ -157,6 +158,8 @@ def apply_plan(plan: Plan, tree: PyTree, *, like: PyTree | None = None) -> PyTre
     Example:
       >>> state = sslx.apply_plan(small.plan, state, like=tx.init(small.variables))
     """
+    fix = "give Compact.plan, and the tree after it"
+    expect("plan", plan, Plan, fix)
     new = _each(plan, tree, small=False, look=like is None)
     if like is not None:
         _compare(new, like)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Array
 
+from sslx._arguments import expect_number
 from sslx.select._choose import Masks
 
 __all__ = ["within_budget"]
@@ -42,6 +43,8 @@ def within_budget(
         ...     return measure.cost(small.apply, small.variables, x).macs
         >>> masks = within_budget(lambda d: keep(groups, scores, d), macs, 20e6)
     """
+    expect_number("within_budget: budget", budget)
+    expect_number("within_budget: tolerance", tolerance, 1e-9, 1)
     whole = choose(1.0)
     if cost(whole) <= budget:
         return whole

@@ -11,8 +11,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
+from sslx._arguments import expect, expect_number, expect_pattern, expect_word
 from sslx._classes import GroupClass, Groups
-from sslx._groups import flatten
+from sslx._groups import expect_groups, flatten, present
 from sslx._prox import sets_apart
 from sslx.measure import Cost
 from sslx.select._scores import Scores
@@ -81,13 +82,24 @@ def keep(
         >>> macs = macs_of(groups, measure.cost(apply, variables, x))
         >>> masks = keep(groups, scores, budget=20e6, costs=macs, scope="global")
     """
+    expect_groups(groups)
     if (density is None) == (budget is None):
         raise ValueError("keep: give exactly one of density and budget")
+    _check_density("keep", density)
+    if budget is not None:
+        expect_number("keep: budget", budget)
+    expect_word("keep: scope", scope, ("class", "global"))
+    expect_number("keep: minimum", minimum, whole=True)
+    expect_number("keep: round_to", round_to, 1, whole=True)
     _check(groups, scores, "scores")
-    _check(groups, within or {}, "within")
+    _check_masks(groups, scores, within)
     costs = groups.sizes if costs is None else costs
     _check(groups, costs, "costs")
+    _check_there(scores, costs, "costs")
+    for name, values in costs.items():
+        expect_number(f"keep: costs of {name}", values)
     classes = [groups[name] for name in scores]
+    _check_ignore(groups, ignore)
     whole = {c.name for c in classes if _matches(c, ignore)}
     free = [c for c in classes if c.name not in whole]
     total = {c.name: float(np.sum(costs[c.name])) for c in classes}
@@ -152,8 +164,11 @@ def n_of_m(
     Raises:
         ValueError: m does not divide the axis.
     """
+    expect_groups(groups)
+    _check_density("n_of_m", density)
+    expect_number("n_of_m: m", m, 1, whole=True)
     _check(groups, scores, "scores")
-    _check(groups, within or {}, "within")
+    _check_masks(groups, scores, within)
     shares = _by_class(groups, density)
     masks: dict[str, Array] = {}
     for name, score in scores.items():
@@ -192,6 +207,8 @@ def macs_of(groups: Groups, cost: Cost) -> dict[str, np.ndarray]:
         Class name -> multiply-accumulates per group; leaves that are no kernels, such
         as biases, count 0.
     """
+    expect_groups(groups)
+    expect("cost", cost, Cost, "as measure.cost(fn, variables, x) gives it")
     sizes = {
         m.path.removeprefix("params/"): math.prod(m.shape)
         for c in groups.classes
@@ -219,6 +236,7 @@ def bytes_of(groups: Groups, params: PyTree) -> dict[str, np.ndarray]:
         Class name -> bytes per group.
     """
     leaves, _ = flatten(params)
+    present(groups, leaves)
     return _weighted(groups, lambda path: float(leaves[path].dtype.itemsize))
 
 
@@ -233,7 +251,43 @@ def _weighted(groups: Groups, weight: Callable[[str], float]) -> dict[str, np.nd
     return totals
 
 
+def _check_density(what: str, density: Density | None) -> None:
+    each = density if isinstance(density, Mapping) else {"": density}
+    for name, share in each.items():
+        if share is not None:
+            expect_number(f"{what}: density{name and f' of {name}'}", share, high=1)
+
+
+def _check_masks(groups: Groups, scores: Scores, within: Masks | None) -> None:
+    if not within:
+        return
+    _check(groups, within, "within")
+    _check_there(scores, within, "within")
+    wrong = [name for name, mask in within.items() if jnp.asarray(mask).dtype != bool]
+    if wrong:
+        raise TypeError(f"within: masks must be boolean; those of {wrong} are not")
+
+
+def _check_there(scores: Scores, values: Mapping[str, Any], what: str) -> None:
+    missing = [name for name in scores if name not in values]
+    if missing:
+        raise ValueError(
+            f"{what}: nothing for the classes {missing}, which have scores"
+        )
+
+
+def _check_ignore(groups: Groups, ignore: str | Sequence[str]) -> None:
+    for pattern in (ignore,) if isinstance(ignore, str) else ignore:
+        expect_pattern("keep: ignore", pattern)
+        if not any(_matches(c, pattern) for c in groups.classes):
+            raise ValueError(
+                f"keep: ignore {pattern!r} matches nothing; there are"
+                f" {list(groups.names)}"
+            )
+
+
 def _check(groups: Groups, values: Mapping[str, Any], what: str) -> None:
+    expect(what, values, Mapping, "class name -> one number per group")
     errors = []
     for name, value in values.items():
         if name not in groups.names:

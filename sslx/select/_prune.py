@@ -1,6 +1,6 @@
 """Pruning while training, as an optax transformation with masks in its state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from sslx._arguments import expect_number
 from sslx._classes import Groups
-from sslx._groups import flatten, present, select_classes, unflatten
+from sslx._groups import expect_groups, flatten, present, select_classes, unflatten
 from sslx.select._choose import Density, keep
 from sslx.select._scores import Scores, sum_abs
 
@@ -71,8 +72,13 @@ def prune(
         >>> pruning = prune(groups, density, choose=widths, every=100)
         >>> tx = optax.chain(optax.sgd(0.1, momentum=0.9), pruning)
     """
-    if every < 1:
-        raise ValueError(f"prune: every must be >= 1, got {every}")
+    expect_groups(groups)
+    expect_number("prune: every", every, 1, whole=True)
+    if until is not None:
+        expect_number("prune: until", until, whole=True)
+    if not callable(density):
+        for share in density.values() if isinstance(density, Mapping) else [density]:
+            expect_number("prune: density", share, high=1)
 
     def init(params: PyTree) -> PruneState:
         classes = present(groups, flatten(params)[0])

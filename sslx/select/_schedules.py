@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from sslx._arguments import expect_number
+
 __all__ = ["one_cycle"]
 
 
@@ -38,8 +40,10 @@ def one_cycle(
 
     Source: Hubens et al. 2022 (one-cycle pruning).
     """
-    if steps < 1:
-        raise ValueError(f"one_cycle: steps must be >= 1, got {steps}")
+    expect_number("one_cycle: final", final, high=1)
+    expect_number("one_cycle: initial", initial, high=1)
+    expect_number("one_cycle: steps", steps, 1, whole=True)
+    expect_number("one_cycle: begin", begin, whole=True)
     top = 1 + math.exp(offset - steepness)
 
     def density(step: ArrayLike) -> Array:

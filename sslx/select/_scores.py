@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from sslx._arguments import expect_number, expect_pattern
 from sslx._classes import GroupClass, Groups, Member
-from sslx._groups import Leaves, flatten, present, scale
+from sslx._groups import Leaves, expect_groups, flatten, present, scale
 from sslx._sites import sums_of
 
 __all__ = [
@@ -77,6 +78,8 @@ def only(groups: Groups, pattern: str) -> Groups:
 
     Source: scores by BatchNorm scales: Liu et al. 2017 (network slimming).
     """
+    expect_groups(groups)
+    expect_pattern("only: pattern", pattern)
     classes, empty = [], []
     for c in groups.classes:
         members = tuple(m for m in c.members if re.search(pattern, m.path))
@@ -121,6 +124,11 @@ def taylor(
     Source: Molchanov et al. 2019 (group importance); diagonal of the Hessian by
     Bekas et al. 2007.
     """
+    if order not in (1, 2):
+        raise ValueError(f"taylor: order must be 1 or 2, got {order!r}")
+    if probes is not None:
+        expect_number("taylor: probes", probes, 1, whole=True)
+    expect_groups(groups)
     by_factor = functools.partial(_loss_of_factors, groups, params, loss)
     ones = _ones(groups)
     slopes = jax.grad(by_factor)(ones)
@@ -169,6 +177,7 @@ def fisher(
 
     Source: Theis et al. 2018 (Fisher pruning).
     """
+    expect_groups(groups)
     ones = _ones(groups)
 
     def squares(example: PyTree) -> dict[str, Array]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from sslx._arguments import expect_number
 from sslx._classes import Groups
 from sslx._groups import scale
 from sslx.select._choose import Costs, keep
@@ -51,6 +52,13 @@ class Sensitivity:
 
         Source: layer densities from sensitivity curves: Han et al. 2015.
         """
+        expect_number("allocate: budget", budget)
+        bad = [name for name, loss in self.losses.items() if np.isnan(loss).any()]
+        if bad or np.isnan(self.baseline):
+            raise ValueError(f"allocate: losses are NaN: {bad or 'the baseline'}")
+        missing = [name for name in self.losses if name not in costs]
+        if missing:
+            raise ValueError(f"allocate: no costs of the classes {missing}")
         total = {name: float(np.sum(costs[name])) for name in self.losses}
         spent = lambda shares: sum(total[name] * d for name, d in shares.items())
         curves = {name: self._rise(loss) for name, loss in self.losses.items()}
