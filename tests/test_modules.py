@@ -127,9 +127,7 @@ WIDE = Case(
 
 def test_size_that_may_be_two_is_asked_for_and_can_be_named(x64) -> None:
     module = nnx_module(WIDE)
-    with pytest.raises(
-        ValueError, match=r"width was 10, and may now be 5 or 7: .*\n.*"
-    ):
+    with pytest.raises(ValueError, match="width was 10, and may now be 5 or 7"):
         sslx.adapters.nnx.compact(module, example(WIDE), sizes={"bounds": (1, 7)})
     case = WIDE._replace(sizes=WIDE.sizes | {"width": 7, "bounds": (1, 5)})
     given = {"width": 7, "bounds": (1, 5)}
