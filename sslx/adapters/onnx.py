@@ -69,12 +69,12 @@ def _name_data(file: pathlib.Path, name: str) -> None:
     They are written under a name that is nowhere else: `onnx` refuses one that exists
     in the current folder, whatever the folder of the file.
     """
-    model = load(file, load_external_data=False)
+    model = load(file, load_external_data=False)  # pyright: ignore[reportCallIssue]
     for tensor in _tensors(model.graph):
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = name
-    save_model(model, file)
+    save_model(model, file)  # pyright: ignore[reportCallIssue]
 
 
 def _tensors(graph: Any) -> Iterator[Any]:
