@@ -65,13 +65,32 @@ def example(case: Case) -> jax.Array:
     return jnp.asarray(np.random.default_rng(1).normal(size=case.shape))
 
 
+QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+
+
+def quickly(case: Case) -> Any:
+    """The call of a case, compiled as a whole."""
+
+    def call(module: Any, x: jax.Array) -> jax.Array:
+        if isinstance(x, jax.core.Tracer):
+            return case.call(module, x)
+        run = jax.jit(functools.partial(case.call, module), compiler_options=QUICK)
+        return run(x)
+
+    return call
+
+
 def examine(adapter: Any, module: Any, case: Case, **options: Any) -> sslx.Compact:
     """Compact a module and compare it with the function, and its sizes."""
-    x = example(case)
-    new, small = adapter.compact(module, x, call=case.call, **options)
-    want = case.call(module, x)
-    assert distance(case.call(new, x), want) < 1e-10
-    assert distance(small.apply(small.variables, x), want) < 1e-10
+    x, call = example(case), quickly(case)
+    new, small = adapter.compact(module, x, call=call, **options)
+    want = call(module, x)
+    assert distance(call(new, x), want) < 1e-10
+    apply = jax.jit(small.apply, compiler_options=QUICK)
+    assert distance(apply(small.variables, x), want) < 1e-10
     assert {path: attribute(new, path) for path in case.sizes} == case.sizes
     return small
 
