@@ -186,3 +186,20 @@ def test_given_size_with_which_the_module_cannot_run_is_named(x64) -> None:
         sslx.adapters.nnx.compact(
             nnx_module(case), example(case), sizes={"heads": 2}, strict=True
         )
+
+
+def test_smaller_module_goes_on_as_any_other() -> None:
+    layers = modules.linears()
+    layers.layers.insert(1, nnx.Dropout(0.5, rngs=modules.rngs()))
+    case = Case(lambda: layers, modules.dead_hidden(last=3), (2, 8), {})
+    layers.eval()
+    state = nnx.state(layers)
+    nnx.replace_by_pure_dict(state, widened(nnx.to_pure_dict(state), case.zero))
+    nnx.update(layers, state)
+    new, _ = sslx.adapters.nnx.compact(layers, example(case))
+    want = new(example(case))
+    merged = nnx.merge(*nnx.split(new))
+    assert merged.layers[0].out_features == 7
+    assert distance(nnx.jit(lambda m, x: m(x))(merged, example(case)), want) < 1e-5
+    merged.train()
+    assert distance(nnx.jit(lambda m, x: m(x))(merged, example(case)), want) > 1e-3
