@@ -25,6 +25,7 @@ class Case(NamedTuple):
       shape: of the input, or of more than one.
       sizes: attributes of the smaller module, by path.
       call: how the module is called.
+      compiled: whether it can be compiled as it is, which is quicker.
     """
 
     make: Callable[[], Any]
@@ -32,6 +33,7 @@ class Case(NamedTuple):
     shape: tuple[int, ...]
     sizes: Mapping[str, Any]
     call: Callable[..., Any] = lambda module, x: module(x)
+    compiled: bool = True
 
 
 def rngs() -> nnx.Rngs:
@@ -352,6 +354,7 @@ NNX = {
         {},
         (2, 4, 4),
         {"layers.0.cell.in_features": 4},
+        compiled=False,
     ),
     "attention": Case(
         lambda: Residual(Attention(24, 4)),
