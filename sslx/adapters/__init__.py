@@ -33,6 +33,19 @@ Flax NNX and Equinox keep arrays and code in one object; `sslx.adapters.nnx` and
     >>> model.conv1.out_features
     11
 
+Every size that an attribute holds is that of the smaller arrays (`out_features`,
+`num_groups`, `self.heads` of hand-written attention), and the module was run and
+compared before it came back. Where a size may be several, and no call tells which, it
+is asked for:
+
+    >>> model, small = nnx.compact(model, x, sizes={"attn.heads": 3})
+
+A submodule whose own code allows no smaller size (attention that divides by the size
+of a head, a norm over channels of which some are gone, a branch of which nothing is
+left) keeps its arrays whole; `small.held_back` and `small.summary()` name it. The
+function is free of such limits: `small = sslx.compact(*nnx.function(model), x)`, and
+`small.apply(small.variables, x)`.
+
 Export: `small.apply` is a JAX function, so JAX's own tools take it.
 
     >>> call = jax.jit(small.apply)

@@ -72,6 +72,7 @@ def reduced(
     """
     options = {"alignment": "align", "constants": "keep", "strict": strict}
     held: dict[str, Held] = {}
+    first: Unfit | None = None
     while True:
         whole, paths = _filled(variables, held)
         small = compact(fn, whole, *args, **options, **kwargs)
@@ -87,11 +88,12 @@ def reduced(
         try:
             return Resized(resize(small), small)
         except Unfit as error:
+            first = first or error
             place, text = error.failure.place or "", error.failure.text
             while any(place == p or place.startswith(f"{p}/") for p in held):
                 place = place.rpartition("/")[0]
             if strict or not place:
-                raise
+                raise first from None
             held[place] = Held("the module", f"{place} ({text.splitlines()[0]})", ())
 
 

@@ -1,6 +1,4 @@
-"""Two modules called with the same arguments: do they compute the same, and if not,
-where does it start.
-"""
+"""Two modules called with the same arguments: whether, and from where, they differ."""
 
 import functools
 import sys

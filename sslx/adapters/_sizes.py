@@ -153,7 +153,11 @@ def near(
     options = []
     kept = [leaf.shape == leaf.small_shape for leaf in part.arrays.values()]
     for match in constructed(part, build):
-        rest = {place: r for place, r in readings.items() if place not in match}
+        rest = {
+            place: sorted({sizes[place], *found})
+            for place, found in readings.items()
+            if place not in match
+        }
         cost = sum(size not in readings[place] for place, size in match.items())
         options += [Option(cost + o.cost, match | o.sizes) for o in _joint(sizes, rest)]
     known = bool(options) or (bool(kept) and all(kept))
@@ -255,7 +259,7 @@ def constructed(part: Part, build: Build) -> list[Sizes]:
     """Sizes with which a module's constructor, or a base's, makes what is kept.
 
     Returns:
-      Sizes of the attributes that the constructor sets; none where no arguments make
+      Sizes of the attributes that go with the arrays; none where no arguments make
       arrays of these shapes. Those that change most come first.
     """
     before = {path: leaf.shape for path, leaf in part.arrays.items()}
@@ -289,9 +293,7 @@ def _constructed(
         and not is_settings(attributes[place[0]])
         and first.attributes[place[0]] == attributes[place[0]]
     }
-    places = [
-        p for p in _places(arguments) if _matters(build, kind, arguments, p, first)
-    ]
+    places, moved = _that_matter(build, kind, arguments, first, sizes)
     goal = {path: after[path] for path in first.shapes}
     matches: list[Sizes] = []
     changes = _changes(arguments, places, _ratios(first.shapes, goal))
@@ -299,7 +301,7 @@ def _constructed(
     for change in itertools.islice(changes, builds):
         found = _attempt(build, kind, _changed(arguments, change))
         if found is not None and found.shapes == goal:
-            made = {place: at(found.attributes[place[0]], place[1:]) for place in sizes}
+            made = {place: _value(found, place) for place in sizes if place in moved}
             match = {p: 0 if n == _GONE * sizes[p] else n for p, n in made.items()}
             if match not in matches:
                 matches.append(match)
@@ -376,13 +378,24 @@ def _changed(arguments: Mapping[str, Any], change: Sizes) -> dict[str, Any]:
     return new
 
 
-def _matters(
-    build: Build, kind: type, arguments: dict[str, Any], place: Place, first: Built
-) -> bool:
-    """Whether arrays have other shapes, or none, with twice that size."""
-    twice = {place: 2 * at(arguments[place[0]], place[1:])}
-    found = _attempt(build, kind, _changed(arguments, twice))
-    return found is None or found.shapes != first.shapes
+def _that_matter(
+    build: Build, kind: type, arguments: dict[str, Any], first: Built, sizes: Sizes
+) -> tuple[list[Place], set[Place]]:
+    """Arguments on which arrays or other attributes depend, and attributes that do."""
+    places: list[Place] = []
+    moved: set[Place] = set()
+    for place in _places(arguments):
+        twice = {place: 2 * at(arguments[place[0]], place[1:])}
+        other = _attempt(build, kind, _changed(arguments, twice))
+        changed = {p for p in sizes if other is None or _value(other, p) != sizes[p]}
+        if other is None or other.shapes != first.shapes or changed - {place}:
+            places.append(place)
+            moved |= changed | {place}
+    return places, moved
+
+
+def _value(built: Built, place: Place) -> Any:
+    return at(built.attributes[place[0]], place[1:])
 
 
 def _ratios(before: Shapes, after: Shapes) -> set[Fraction]:

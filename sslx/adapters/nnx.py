@@ -64,13 +64,19 @@ def compact(
     and channels that a bias or a normalisation still speaks for are kept; the function
     that `sslx.compact` makes has neither limit.
 
+    Sizes in attributes (integers, in tuples and configurations too) follow the arrays:
+    what the constructor, called again, makes of them, or what is kept of an axis or of
+    a factor of it; of several, those with which the module is right. A submodule whose
+    code cannot be right at smaller sizes, such as a norm over channels of which some
+    are gone, keeps its own: `small.held_back` names it, and why.
+
     Args:
       module: is left as it is.
       *args: an example call; shapes are enough.
       call: as for `function`.
       sizes: new values of attributes that are not found otherwise, by path:
-        `{"attn.heads": 3}`.
-      strict: as for `sslx.compact`.
+        `{"attn.heads": 3, "blocks.0.config.n_head": 2, "norm.shape": (13,)}`.
+      strict: as for `sslx.compact`, and raise in place of keeping a submodule whole.
       **kwargs: more of the call.
 
     Returns:
@@ -79,7 +85,8 @@ def compact(
 
     Raises:
       ValueError: if the module's code cannot run at the new sizes, or would compute
-        something else, or does not say what a size is; it is named.
+        something else; if a size may be several and nothing reads it; if `sizes` names
+        what is no size. Each is named, with what it was and may be.
 
     Example:
       >>> model.eval()

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import jax2onnx  # pyright: ignore[reportMissingImports]
 import numpy as np
-import onnx  # pyright: ignore[reportMissingImports]
+from onnx import load, save_model  # pyright: ignore
 
 from sslx import _jax_compat
 from sslx._compact import Compact
@@ -69,12 +69,12 @@ def _name_data(file: pathlib.Path, name: str) -> None:
     They are written under a name that is nowhere else: `onnx` refuses one that exists
     in the current folder, whatever the folder of the file.
     """
-    model = onnx.load(file, load_external_data=False)
+    model = load(file, load_external_data=False)  # pyright: ignore[reportCallIssue]
     for tensor in _tensors(model.graph):
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = name
-    onnx.save(model, file)
+    save_model(model, file)  # pyright: ignore[reportCallIssue]
 
 
 def _tensors(graph: Any) -> Iterator[Any]:
