@@ -59,7 +59,9 @@ def test_derivatives_of_both_modes_and_orders() -> None:
             forward = jax.jvp(fn, args, args)
             return quick(lambda: (forward, jax.jvp(grad, args, args)))()
 
-        for found, expected in zip(*map(jax.tree.leaves, map(of, (tuned, net))), strict=True):
+        for found, expected in zip(
+            *map(jax.tree.leaves, map(of, (tuned, net))), strict=True
+        ):
             np.testing.assert_allclose(found, expected, 1e-9, 1e-9)
 
 
@@ -151,11 +153,13 @@ def test_exported_programs_take_any_batch_size() -> None:
 def test_tuned_functions_in_other_transformations() -> None:
     """In a scan, donated, and jitted with static arguments of its caller."""
     with jax.enable_x64(True):
-        x, w, bias, other = arrays()
+        x, w, *_ = arrays()
         w = w @ jnp.ones((4, 3)) / 9
         tuned = sslx.tune(layer, x, w)
         expected = layer(layer(x, w), w)
-        twice = lambda fn: lambda x: jax.lax.scan(lambda x, _: (fn(x, w), None), x, None, 2)[0]
+        twice = lambda fn: (
+            lambda x: jax.lax.scan(lambda x, _: (fn(x, w), None), x, None, 2)[0]
+        )
         np.testing.assert_allclose(jax.jit(twice(tuned))(x), expected, 1e-11)
         slope = lambda fn: quick(jax.grad(lambda x: (twice(fn)(x) ** 2).sum()))(x)
         np.testing.assert_allclose(slope(tuned), slope(layer), 1e-10)
@@ -176,7 +180,9 @@ assert jax.device_count() == 4
 normal = np.random.default_rng(0).normal
 x, w, b = (jnp.asarray(normal(size=s)) for s in ((8, 6, 6, 16), (3, 3, 16, 4), (4,)))
 places = np.array([3, 0, 1, 2] * 4)
-fn = lambda x, w, b: jax.nn.relu(layer(jnp.take(x, places, -1), w) + b.reshape(1, 1, 1, -1))
+def fn(x, w, b):
+    return jax.nn.relu(layer(jnp.take(x, places, -1), w) + b.reshape(1, 1, 1, -1))
+
 tuned = lowering.by_rule(fn).apply
 loss = lambda fn: lambda w, x, b: (fn(x, w, b) ** 2).sum()
 expected, slope = fn(x, w, b), jax.grad(loss(fn))(w, x, b)
@@ -238,7 +244,8 @@ from tests.test_primitive import layer
 x, w = jnp.ones((1, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
 with warnings.catch_warnings(record=True) as found:
     warnings.simplefilter("always")
-    tuned = [sslx.tune(layer, x, w), sslx.tune(layer, x, w), sslx.lowering.by_rule(layer)]
+    tuned = [sslx.tune(layer, x, w), sslx.tune(layer, x, w)]
+    sslx.lowering.by_rule(layer)
 (warning,) = found
 assert warning.category is RuntimeWarning
 assert "pip install 'sslx[cpu]'" in str(warning.message)
@@ -272,5 +279,3 @@ def test_timings_belong_to_a_processor_and_the_cores_it_may_use(
     second = name()
     monkeypatch.setattr("sslx.lowering._measure._processor", lambda: "Z80")
     assert "1234cores" in second and len({first, second, name()}) == 3
-
-
