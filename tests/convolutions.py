@@ -26,8 +26,8 @@ DTYPES = (
 @st.composite
 def convolutions(
     draw: st.DrawFn, dtypes: tuple[str, ...] = DTYPES, largest: int = 6
-) -> Conv:
-    """All parameters of a convolution; results may be empty."""
+) -> dict[str, Any]:
+    """All that makes a convolution; results may be empty."""
     ndim = draw(st.integers(1, 2))
     few = functools.partial(st.integers, 1)
     several = lambda values: tuple(draw(values) for _ in range(ndim))
@@ -35,7 +35,7 @@ def convolutions(
     channels, filters = draw(few(4)), groups * draw(few(5))
     window = several(few(4))
     dtype, _, result = draw(st.sampled_from(dtypes)).partition(" to ")
-    conv = Conv(
+    spec = dict(
         lhs=(
             draw(st.sampled_from([1, 2, 4])),
             *several(few(largest)),
@@ -53,10 +53,16 @@ def convolutions(
         precision=None,
     )
     density = draw(st.sampled_from([0.1, 0.5, 0.9, 1.0]))
-    mask = np.random.default_rng(draw(st.integers(0, 99))).random(
-        (*window, channels, groups)
-    )
-    return dataclasses.replace(conv, columns=Columns.of(mask < density))
+    return spec | dict(density=density, seed=draw(st.integers(0, 99)))
+
+
+def made(spec: dict[str, Any]) -> Conv:
+    """The convolution, with the columns that are not zero."""
+    fields = {k: v for k, v in spec.items() if k not in ("density", "seed")}
+    conv = Conv(**fields)
+    random = np.random.default_rng(spec["seed"]).random
+    mask = random((*conv.rhs[:-1], conv.groups)) < spec["density"]
+    return dataclasses.replace(conv, columns=Columns.of(mask))
 
 
 def operands(conv: Conv, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

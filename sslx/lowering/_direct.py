@@ -17,9 +17,13 @@ from sslx.lowering._llvm import Machine
 from sslx.lowering._primitive import Axes, machine_code
 from sslx.lowering._sweep import Step
 
+MISSING = "llvmlite is not installed: pip install 'sslx[cpu]'"
+
 
 def unfit(conv: Conv) -> str | None:
     """Why a convolution cannot be computed directly, or None."""
+    if _llvm.llvm is None:
+        return MISSING
     if _llvm.machine() is None:
         return "there is no code for this device"
     if conv.batch_groups > 1:

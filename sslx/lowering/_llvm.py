@@ -7,15 +7,19 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import llvmlite.binding as llvm
 import numpy as np
 from jaxtyping import Int
 
 from sslx.lowering import _handler
 from sslx.lowering._ir import Function, Value, address
+
+try:
+    import llvmlite.binding as llvm
+except ImportError:  # the extra `cpu` is not installed
+    llvm: Any = None
 
 
 class Machine(NamedTuple):
@@ -28,7 +32,9 @@ class Machine(NamedTuple):
 
 @functools.cache
 def machine() -> Machine | None:
-    """The vectors of this processor; None where we know of none."""
+    """The vectors of this processor; None where we know of none, or have no LLVM."""
+    if llvm is None:
+        return None
     features = llvm.get_host_cpu_features()
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -223,7 +229,7 @@ def _registered(name: str, calls: Calls) -> _Program:
     return _Program(record, place)
 
 
-def _target_machine() -> llvm.TargetMachine:
+def _target_machine() -> Any:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     return llvm.Target.from_default_triple().create_target_machine(

@@ -1,18 +1,18 @@
 """Time the forms of a convolution on this machine, and remember what was found."""
 
 import functools
-import importlib
+import importlib.metadata
 import json
 import math
 import os
 import pathlib
+import platform
 import tempfile
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib.version
 import numpy as np
 
 from sslx.lowering import _forms
@@ -111,13 +111,36 @@ class Cache:
 
 
 def _setting() -> str:
+    """What timings depend on: the device, and on a CPU its cores, and versions."""
     device = jax.devices()[0]
-    cores = os.cpu_count() if device.platform == "cpu" else ""
-    versions = (
-        f"sslx{importlib.import_module('sslx').__version__}-jax{jax.__version__}-"
-        f"jaxlib{jaxlib.version.__version__}"
-    )
-    return f"{device.platform}-{device.device_kind}-{cores}-{versions}"
+    names = ("sslx", "jax", "jaxlib", "llvmlite")
+    parts = [device.platform, device.device_kind]
+    if device.platform == "cpu":
+        parts += [_processor(), f"{_cores()}cores"]
+    return "-".join([*parts, *[f"{name}{_version(name)}" for name in names]])
+
+
+def _processor() -> str:
+    """The model of the processor."""
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line for line in text.splitlines() if line.startswith("model name")]
+    return names[0].partition(":")[2].strip() if names else platform.machine()
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "-none"
 
 
 def _slug(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Machine code as a JAX primitive, which is XLA's own form where it cannot be called."""
+"""Machine code as a JAX primitive, in XLA's own form where it cannot be called."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -37,7 +37,7 @@ def machine_code(name: str) -> Callable[..., Array]:
     | derivatives, also transposed | those of `plain` |
     | `jax.vmap` | `mapped` |
     | code for a CPU | `code`; in `jax.shard_map` on every device's own part |
-    | other devices, `jax.export`, several devices that XLA divides work among | `plain` |
+    | other devices, `jax.export`, work that XLA divides among devices | `plain` |
 
     Args:
       name: of the primitive.

@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 
 from sslx.lowering import _forms
@@ -17,7 +18,9 @@ _INNER: tuple[Kind, ...] = ("crop", "union", "gather", "gather_columns", "classe
 
 def candidates(conv: Conv) -> list[Form]:
     """All forms that apply and may win, XLA's own first."""
-    found = [XLA, Form("direct")]
+    found = [XLA]
+    if jax.default_backend() == "cpu":
+        found += [Form("direct")]
     if conv.groups > 1:
         found += [Form("depthwise")]
         if conv.groups <= 8:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from sslx import _jax_compat
 from sslx._calls import Call, require_word, struct, take_apart
+from sslx.lowering import _direct, _llvm
 from sslx.lowering._conv import Columns, Conv
 from sslx.lowering._evaluate import Alive, Ways, lowered
 from sslx.lowering._forms import XLA, Form
@@ -268,6 +270,7 @@ def by_rule(fn: Callable[..., Any]) -> Tuned:
     ...     fast.apply, donate_argnums=0, compiler_options=fast.compiler_options
     ... )
     """
+    _say_what_is_missing()
     lowering: Lowering = "rule" if _on_cpu() else "xla"
     return Tuned(fn, lowering, (), option_sets()[-1], reductions=_on_cpu())
 
@@ -286,6 +289,7 @@ def tune_sparse(
     plain = Tuned(fn, lowering, (), {}, nonzero=nonzero)
     if lowering == "xla":
         return plain
+    _say_what_is_missing()
     found = convolutions(fn, call, _masks(nonzero))
     if lowering == "rule":
         choices = _choices(found, default_form)
@@ -401,6 +405,20 @@ def _flat(fn: Callable[..., Any], call: Call) -> Callable[..., Any]:
 def default_form(conv: Conv) -> Form:
     """The rule's form where the rule holds: on a CPU; else XLA's."""
     return rule(conv) if _on_cpu() else XLA
+
+
+def _say_what_is_missing() -> None:
+    if _on_cpu() and _llvm.llvm is None:
+        _warn_once()
+
+
+@functools.cache
+def _warn_once() -> None:
+    warnings.warn(
+        f"convolutions take forms of XLA, which are slower: {_direct.MISSING}",
+        RuntimeWarning,
+        stacklevel=5,
+    )
 
 
 def _on_cpu() -> bool:
