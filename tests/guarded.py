@@ -13,6 +13,7 @@ import math
 import mmap
 import sys
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -112,12 +113,9 @@ def run(
     y[:] = np.nan
     scratch = memory.empty(_sweep_code.scratch_size(sweep), conv.dtype)
     numbers = _sweep_code.Tables.numbers
-    try:
-        guarded = lambda tables, beyond: memory.copy(numbers(tables, beyond))
-        _sweep_code.Tables.numbers = guarded
+    guarded = lambda self, beyond: memory.copy(numbers(self, beyond))
+    with mock.patch.object(_sweep_code.Tables, "numbers", guarded):
         name = _sweep_code.target(sweep)
-    finally:
-        _sweep_code.Tables.numbers = numbers
     places = [a.ctypes.data for a in arrays]
     results = [y.ctypes.data, scratch.ctypes.data]
     error = native.call(name, native.Interface(), places, results)
