@@ -53,7 +53,9 @@ def followed(y: np.ndarray, epilogue: Sequence[Step], operands: Any) -> np.ndarr
     return y
 
 
-def laid_out(conv: Conv, plan: Sweep, gradient: bool, x: Any, w: Any) -> list[Any]:
+def laid_out(
+    conv: Conv, plan: Sweep, gradient: bool, x: np.ndarray, w: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The memory that code reads."""
     x_order, w_order = memory_order(conv, gradient)
     by_group = w.reshape(*conv.rhs[:-1], conv.groups, -1) * conv.mask[..., None]
@@ -63,7 +65,7 @@ def laid_out(conv: Conv, plan: Sweep, gradient: bool, x: Any, w: Any) -> list[An
         free = plan.lanes // plan.fold - conv.rhs[-1]
         w = np.pad(rows, ((0, 0), (0, free), (0, 0)))
         w_order = range(w.ndim)
-    return [x.transpose(x_order).reshape(-1), w.transpose(w_order).reshape(-1)]
+    return x.transpose(x_order).reshape(-1), w.transpose(w_order).reshape(-1)
 
 
 class Executor:

@@ -4,6 +4,7 @@ import ctypes
 import pathlib
 import shutil
 import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -168,3 +169,26 @@ def test_code_that_nobody_leases_may_be_dropped() -> None:
         run(x).block_until_ready()
     assert name == _moves._program(tuple(range(3, 40)), x.shape, "float32")
     np.testing.assert_array_equal(run(x), x[:, 3:40])
+
+
+def guarded(first: int, count: int) -> None:
+    command = [sys.executable, "-X", "faulthandler", "-m", "tests.guarded"]
+    root = pathlib.Path(__file__).parent.parent
+    done = subprocess.run(
+        [*command, str(first), str(count)], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{done.stdout[-300:]}\n{done.stderr[-3000:]}"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+def test_code_touches_nothing_outside_of_its_arrays() -> None:
+    """In a process of its own, which an access to a closed page ends."""
+    guarded(0, 25)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+@pytest.mark.parametrize("first", range(0, 5000, 500))
+def test_no_code_touches_anything_outside_of_its_arrays(first: int) -> None:
+    """3,000 convolutions and 500 gradients, less those without a result."""
+    guarded(first, 500)

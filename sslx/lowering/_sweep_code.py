@@ -14,7 +14,7 @@ TABLES = Value("ptr", "@tables")
 
 def target(sweep: Sweep) -> str:
     """The name by which XLA calls it; compiled where it is not yet, or no more."""
-    tables = _Tables()
+    tables = Tables()
     text = module(_functions(sweep, tables))
     calls = _llvm.Calls(
         rounds=len(sweep.tiles) // sweep.together,
@@ -40,7 +40,7 @@ def scratch_size(sweep: Sweep) -> int:
     return max(1, slot_size(sweep) * sweep.together * sweep.workers)
 
 
-class _Tables:
+class Tables:
     """Tables of 32-bit integers, one behind the other."""
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class _Kinds(NamedTuple):
     tiles: int
 
     @classmethod
-    def of(cls, sweep: Sweep, tables: _Tables) -> "_Kinds":
+    def of(cls, sweep: Sweep, tables: Tables) -> "_Kinds":
         filters = list(dict.fromkeys((t.vectors, t.tail) for t in sweep.tiles))
         positions = list(dict.fromkeys(v.kernel for v in sweep.visits))
         rows = [
@@ -136,7 +136,7 @@ class _ColumnFields(NamedTuple):
     ends: Any
 
 
-def _functions(sweep: Sweep, tables: _Tables) -> list[Function]:
+def _functions(sweep: Sweep, tables: Tables) -> list[Function]:
     kinds = _Kinds.of(sweep, tables)
     found = [
         microkernel(sweep, f"kernel_{i}_{j}", kernel, *filters)
@@ -178,7 +178,7 @@ def _task(sweep: Sweep) -> Function:
     return f
 
 
-def _positions(sweep: Sweep, kinds: _Kinds, tables: _Tables) -> Function:
+def _positions(sweep: Sweep, kinds: _Kinds, tables: Tables) -> Function:
     """All positions of one part, for each of them some tiles of filters.
 
     What a position reads stays in the nearest cache while its filters are computed.
@@ -202,7 +202,7 @@ def _positions(sweep: Sweep, kinds: _Kinds, tables: _Tables) -> Function:
     return f
 
 
-def _visits(sweep: Sweep, kinds: _Kinds, tables: _Tables) -> tuple[int, int]:
+def _visits(sweep: Sweep, kinds: _Kinds, tables: Tables) -> tuple[int, int]:
     """Where the table of `_VisitFields` starts, and that of the parts of visits."""
     rows, ends = [], []
     for visit in sweep.visits:
@@ -290,7 +290,7 @@ def _fields(f: Function, table: Index, row: Index, kind: type[tuple]) -> list[Va
     return [f.number(TABLES, f.add(start, k)) for k in range(len(names))]
 
 
-def _pack_tiles(sweep: Sweep, kinds: _Kinds, tables: _Tables) -> Function:
+def _pack_tiles(sweep: Sweep, kinds: _Kinds, tables: Tables) -> Function:
     """Copy the rows of all tiles of a task that do not stand in their slots yet."""
     assert sweep.packed is not None
     params = {"w": "ptr", "slots": "ptr", "tile0": "i64", "tile1": "i64", "held": "ptr"}
