@@ -1,8 +1,8 @@
 """Kill `experiments.cifar_ssl` in many ways, on few images and a tiny network.
 
-`python -m tests.killed_study FOLDER RANDOM` runs it whole in FOLDER/whole, killed at every
-boundary in FOLDER/boundaries, and at RANDOM random moments in FOLDER/random; it prints
-the number of kills. The command goes on after each kill.
+`python -m tests.killed_study FOLDER RANDOM` runs it whole in FOLDER/whole, killed at
+every boundary in FOLDER/boundaries, and at RANDOM random moments in FOLDER/random; it
+prints the number of kills. The command goes on after each kill.
 """
 
 import contextlib
