@@ -290,9 +290,7 @@ def latency_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 def save_png(figure: Figure, path: str | os.PathLike) -> pathlib.Path:
     """Write a picture at screen resolution and return its path."""
-    place = pathlib.Path(path)
-    figure.savefig(place, dpi=140, facecolor="white")
-    return place
+    return _write(path, _png(figure))
 
 
 def page(
@@ -322,15 +320,26 @@ def page(
     text = environment.from_string(_PAGE).render(
         title=title, lead=lead, facts=facts, sections=sections, origin=origin
     )
+    return _write(path, text.encode())
+
+
+def _write(path: str | os.PathLike, content: bytes) -> pathlib.Path:
+    """Write at once: a reader sees the old file or the new one."""
     place = pathlib.Path(path)
-    place.write_text(text, encoding="utf-8")
+    part = place.with_name(place.name + ".part")
+    part.write_bytes(content)
+    part.replace(place)
     return place
 
 
-def _data_url(figure: Figure) -> str:
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=140, facecolor="white")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
+
+
+def _data_url(figure: Figure) -> str:
+    return "data:image/png;base64," + base64.b64encode(_png(figure)).decode()
 
 
 _PAGE = """<!doctype html>

@@ -1,11 +1,12 @@
-"""Kill `experiments.cifar_ssl` in many ways; the same command each time.
+"""Kill `experiments.cifar_ssl` in many ways, on few images and a tiny network.
 
-`python killed_study.py FOLDER RANDOM` runs it whole in FOLDER/whole, killed at every
-boundary in FOLDER/boundaries, and at RANDOM random moments in FOLDER/random; it prints
-the number of kills. The command goes on after each kill.
+`python -m tests.killed_study FOLDER RANDOM` runs it whole in FOLDER/whole, killed at
+every boundary in FOLDER/boundaries, and at RANDOM random moments in FOLDER/random; it
+prints the number of kills. The command goes on after each kill.
 """
 
 import contextlib
+import dataclasses
 import pathlib
 import random
 import re
@@ -13,25 +14,49 @@ import signal
 import sys
 import threading
 import time
+import types
 import warnings
+from typing import Any
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+import flax.linen as nn
+import jax
+import orbax.checkpoint  # noqa: F401
 
-import jax  # noqa: E402
-import kills  # noqa: E402
-import orbax.checkpoint  # noqa: E402, F401
+from experiments import cifar_ssl, data, models, ssl_report  # noqa: F401
+from tests import kills
 
-from experiments import cifar_ssl, ssl_report  # noqa: E402, F401
-
-OPTIONS = "--preset smoke --data digits --model lenet --batch 512 --block 4 "
-OPTIONS += "--baseline-epochs 2 --ssl-epochs 2 --ssl-learning-rate 0.2 --strength 4 "
-OPTIONS += "--finetune-epochs 2 --benchmark-batches 1 --benchmark-repeats 1 "
-OPTIONS += "--benchmark-lowering xla"
+OPTIONS = "--preset smoke --data digits --model lenet --structure filter+channel "
+OPTIONS += "--batch 64 --block 1 --baseline-epochs 2 --ssl-epochs 2 --strength 6 "
+OPTIONS += "--target 0.5 --finetune-epochs 2 --benchmark-batches 1 "
+OPTIONS += "--benchmark-repeats 1 --benchmark-lowering xla"
 BOUNDARY = re.compile(
     r"(options|result|record|compact)\.json|saving$|metrics\.jsonl$|report\.html"
     r"|checkpoints/\d+(\.orbax-checkpoint-tmp)?$"
 )
+
+
+class Tiny(nn.Module):
+    """Two convolutions on a quarter of the pixels."""
+
+    classes: int = 10
+
+    @nn.compact
+    def __call__(self, images: Any, *, train: bool = False) -> Any:
+        norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, name="bn")
+        x = nn.relu(norm(nn.Conv(8, (3, 3), strides=(4, 4), name="conv1")(images)))
+        x = nn.relu(nn.Conv(8, (3, 3), name="conv2")(x))
+        return nn.Dense(self.classes, name="dense")(x.mean(axis=(1, 2)))
+
+
+def few_digits() -> data.Arrays:
+    whole = data.load("digits")
+    return dataclasses.replace(
+        whole,
+        train_images=whole.train_images[:256],
+        train_labels=whole.train_labels[:256],
+        test_images=whole.test_images[:64],
+        test_labels=whole.test_labels[:64],
+    )
 
 
 def study(folder: pathlib.Path, change: str = "") -> None:
@@ -55,6 +80,9 @@ def timed(folder: pathlib.Path, seconds: float) -> None:
 
 def main(root: pathlib.Path, count: int) -> None:
     warnings.filterwarnings("ignore", message=".*os.fork.*")
+    models.MODELS["lenet"] = Tiny
+    digits = few_digits()
+    cifar_ssl.data = types.SimpleNamespace(load=lambda *_: digits)
     jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
@@ -68,7 +96,7 @@ def main(root: pathlib.Path, count: int) -> None:
     assert kills.fork(study, root / "boundaries") is None
     draw = random.Random(0)
     for _ in range(count):
-        killed = kills.fork(timed, root / "random", draw.uniform(0.5, 8.0))
+        killed = kills.fork(timed, root / "random", draw.uniform(0.5, 5.0))
         number += killed == signal.SIGKILL
     assert kills.fork(study, root / "random") is None
     sys.stdout.write(f"{len(boundaries)} boundaries {number} kills\n")

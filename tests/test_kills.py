@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import sslx
-from experiments import models, records
+from experiments import records
+from tests import killed_study
 
 ROOT = pathlib.Path(__file__).parents[1]
 TIMES = {
@@ -31,16 +32,15 @@ def untimed(content: Any) -> Any:
 @pytest.mark.slow
 def test_fifty_kills_change_no_bit_of_a_study(tmp_path):
     """At the boundaries of every stage, and at random moments."""
-    script = ROOT / "tests" / "killed_study.py"
-    words = [sys.executable, str(script), str(tmp_path), "8"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    words = [sys.executable, "-m", "tests.killed_study", str(tmp_path), "8"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     boundaries, _, number, _ = done.stdout.split()[-4:]
     assert int(number) >= int(boundaries) >= 45 and int(number) >= 50
     found = []
     for name in ("whole", "boundaries", "random"):
         record = records.read_json(tmp_path / name / "report" / "record.json")
-        apply = models.create("lenet").apply
+        apply = killed_study.Tiny().apply
         networks = [
             sslx.load(tmp_path / name / stage / "model", apply)
             for stage in ("compact", "finetune")
