@@ -1,5 +1,6 @@
 """The laws of rules, for every primitive that has one and every form in a table."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -13,7 +14,7 @@ from sslx.graph import Facts, Liveness, Rewriter, full, require_constants, trace
 from sslx.graph._bodies import BODIES
 from sslx.graph._conservative import CONSERVATIVE
 from sslx.graph._masks import Masks, is_region, uniform
-from sslx.graph._relation import _RULES
+from sslx.graph._relation import _RULES, FIRST, Link, each
 from tests.rule_cases import CASES, PRIMITIVES, Form
 
 DTYPES = {
@@ -209,20 +210,43 @@ def check(trials: list[Trial]) -> None:
         trial.check(*rows)
 
 
+def trials_of(name: str) -> list[Trial]:
+    return [
+        Trial(name, form, kind, 10 * k + n)
+        for k, form in enumerate(CASES[name])
+        for n, kind in enumerate(form.kinds)
+    ]
+
+
 @pytest.mark.parametrize("name", sorted(_RULES))
 def test_a_rule_says_only_what_holds(name: str, x64) -> None:
     if name not in PRIMITIVES:
         pytest.skip("newer than this JAX")
-    forms = CASES.get(name)
-    assert forms, f"{name} has a rule and no case: add forms of it to rule_cases.py"
-    trials = [
-        Trial(name, form, kind, 10 * k + n)
-        for k, form in enumerate(forms)
-        for n, kind in enumerate(form.kinds)
-    ]
+    assert CASES.get(name), f"{name} has a rule and no case: add it to rule_cases.py"
+    trials = trials_of(name)
     made = {eqn.name for t in trials for eqn in t.program.equations}
     assert name in made, f"no case of {name} makes such an equation: {made}"
     check(trials)
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    "exp": {"zero": FIRST},
+    "clamp": {"zero": each(3)},
+    "reduce_prod": {"zero": FIRST},
+    "gather": {"zero": FIRST, "refine": None},
+    "pad": {"zero": FIRST, "refine": None},
+    "optimization_barrier": {"zero": FIRST, "sources": None},
+    "cumsum": {"links": (Link(0, 0, 0, 0), Link(0, 1, 0, 1))},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_rule_is_found(name: str, x64, monkeypatch) -> None:
+    right = _RULES[name]
+    wrong = lambda eqn: dataclasses.replace(right(eqn), **WRONG[name])
+    monkeypatch.setitem(_RULES, name, wrong)
+    with pytest.raises(AssertionError, match=f"{name} ."):
+        check(trials_of(name))
 
 
 @pytest.mark.slow

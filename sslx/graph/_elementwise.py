@@ -60,17 +60,15 @@ def _spread(
     inputs: tuple[Shape, ...], target: Shape, zero: tuple[Operands, ...]
 ) -> Relation:
     """Every entry comes from the operands' entries at its own place."""
-    fits = all(
-        not s or (len(s) == len(target) and _broadcasts(s, target)) for s in inputs
-    )
-    if not fits:
-        return UNKNOWN
     links = [x for k, s in enumerate(inputs) for x in _axis_links(s, target, k, 0)]
     return Relation(tuple(links), zero=zero, pointwise=True)
 
 
 def _broadcasts(source: Shape, target: Shape) -> bool:
-    return all(n in (1, m) for n, m in zip(source, target, strict=True))
+    if not source:
+        return True
+    same = len(source) == len(target)
+    return same and all(n in (1, m) for n, m in zip(source, target, strict=True))
 
 
 # What is known of zeros whatever the other operands hold.
@@ -117,11 +115,13 @@ _QUOTIENTS = ("div", "rem")
     *"convert_element_type bitcast_convert_type reduce_precision".split(),
 )
 def _elementwise(equation: Any) -> Relation:
+    shapes, target = [v.shape for v in equation.inputs], equation.outputs[0].shape
+    if not all(_broadcasts(shape, target) for shape in shapes):
+        return UNKNOWN
     known = _STRUCTURE.get(equation.name, lambda equation: NEVER)(equation)
     groups = (*known, *_zeros_at_zero(equation))
     zero = tuple(g for g in groups if not any({*h} < {*g} for h in groups))
-    shapes = tuple(v.shape for v in equation.inputs)
-    rel = _spread(shapes, equation.outputs[0].shape, zero)
+    rel = _spread(tuple(shapes), target, zero)
     if equation.name in _QUOTIENTS and _inexact(equation.inputs[0]):
         return _without_poles(equation, rel)
     return rel
