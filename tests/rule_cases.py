@@ -164,9 +164,7 @@ CASES["eq_to"] = [Form(bind("eq_to"), (X, X), "fi")]
 CASES["le_to"] = [Form(bind("le_to"), (X, X), "fi")]
 CASES["lt_to"] = [Form(bind("lt_to"), (X, X), "fi")]
 CASES["complex"] = [Form(lax.complex, (X, X), "f")]
-CASES["polynomial"] = [
-    Form(lambda x, a, b: bind("polynomial", accuracy=None)(x, a, b), (X, X, X), "f")
-]
+CASES["polynomial"] = [Form(bind("polynomial"), (X, X, X))]
 CASES["regularized_incomplete_beta"] = [
     Form(lambda x, y: lax.betainc(jnp.full(X, 2.0), y, x), (X, X)),
 ]

@@ -251,7 +251,7 @@ def test_a_wrong_rule_is_found(name: str, x64, monkeypatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 120))
-@pytest.mark.parametrize("name", sorted(CASES))
+@pytest.mark.parametrize("name", sorted(CASES.keys() & PRIMITIVES.keys()))
 def test_a_rule_says_only_what_holds_at_random(name: str, seed: int, x64) -> None:
     check([Trial(name, form, form.kinds[0], seed) for form in CASES[name]])
 
