@@ -10,10 +10,10 @@ import jax, jax.numpy as jnp, numpy as np, sslx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 rng = np.random.default_rng(0)
-a = jnp.asarray(rng.normal(size=(4, 16)), jnp.float32).at[:, jnp.array([1, 5, 6])].set(0)
-p = {"a": a, "b": jnp.asarray(rng.normal(size=16), jnp.float32),
-     "c": jnp.asarray(rng.normal(size=(16, 4)), jnp.float32)}
-x = jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)
+random = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+p = {"a": random(4, 16).at[:, jnp.array([1, 5, 6])].set(0), "b": random(16),
+     "c": random(16, 4)}
+x = random(8, 4)
 net = lambda p, x: jax.nn.relu(x @ p["a"] + p["b"]) @ p["c"]
 small = sslx.compact(net, p, x)
 tuned = sslx.tune(net, p, x)
@@ -38,24 +38,25 @@ with jax.set_mesh(explicit):
     xs = jax.device_put(x, P("m", None))
     close(jax.jit(small.apply)(v, xs), want)
     close(jax.jit(jax.grad(loss))(v, xs), slope)
-    ps = {"a": jax.device_put(p["a"], P(None, "m")), "b": jax.device_put(p["b"], P("m")),
-          "c": jax.device_put(p["c"], P("m", None))}
+    specs = {"a": P(None, "m"), "b": P("m"), "c": P("m", None)}
+    ps = {k: jax.device_put(p[k], spec) for k, spec in specs.items()}
     gathered = lambda p, x: jnp.einsum(
-        "bi,io->bo", jax.nn.relu(x @ p["a"] + p["b"]), p["c"], out_sharding=P(None, None)
+        "bi,io->bo", jax.nn.relu(x @ p["a"] + p["b"]), p["c"], out_sharding=P()
     )
     cut = sslx.compact(gathered, ps, x)
     assert cut.variables["a"].shape == v["a"].shape
     close(jax.jit(cut.apply)(cut.variables, x), want)
 
 # Widths that stop to divide.
+columns = NamedSharding(auto, P(None, "m"))
+
 def constrained(p, x):
     h = jax.nn.relu(x @ p["a"] + p["b"])
-    return jax.lax.with_sharding_constraint(h, NamedSharding(auto, P(None, "m"))) @ p["c"]
+    return jax.lax.with_sharding_constraint(h, columns) @ p["c"]
 
 def placed(p, x):
-    cut = jax.jit(lambda x: jax.nn.relu(x @ p["a"] + p["b"]),
-                  out_shardings=NamedSharding(auto, P(None, "m")))
-    return cut(x) @ p["c"]
+    first = lambda x: jax.nn.relu(x @ p["a"] + p["b"])
+    return jax.jit(first, out_shardings=columns)(x) @ p["c"]
 
 for fn in (constrained, placed):
     s = sslx.compact(fn, p, x)
