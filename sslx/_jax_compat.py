@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -62,6 +63,56 @@ def source_line(eqn: Any) -> str:
 def scope(eqn: Any) -> str:
     """The name stack of an equation, such as `ResNet/block1/conv1`."""
     return str(eqn.source_info.name_stack)
+
+
+def _varying(array: Any) -> frozenset[str]:
+    """The axes of `jax.shard_map` along which an array differs between devices."""
+    kind = getattr(jax.typeof(array), "manual_axis_type", None)
+    return kind.varying if kind is not None else frozenset()
+
+
+def varying_alike(arrays: Sequence[Any]) -> list[Any]:
+    """Arrays that vary over the same axes of `jax.shard_map`, as operands have to."""
+    found = [frozenset() if x is None else _varying(x) for x in arrays]
+    axes = frozenset[str]().union(*found)
+    return [
+        x
+        if x is None or mine == axes
+        else jax.lax.pcast(x, tuple(sorted(axes - mine)), to="varying")
+        for x, mine in zip(arrays, found, strict=True)
+    ]
+
+
+def _explicit_spec(array: Any) -> tuple[Any, ...] | None:
+    """Per axis, the explicit mesh axes an array is sharded over; None if none is."""
+    sharding = getattr(jax.typeof(array), "sharding", None)
+    kinds = getattr(getattr(sharding, "mesh", None), "axis_types", ())
+    if sharding is None or jax.sharding.AxisType.Explicit not in kinds:
+        return None
+    spec = tuple(sharding.spec)
+    return spec if any(part is not None for part in spec) else None
+
+
+def sharded_alike(arrays: Sequence[Any]) -> list[Any]:
+    """Arrays of one shape, whole ones cut as those that are sharded explicitly."""
+    specs = [_explicit_spec(x) for x in arrays]
+    cut = next((x for x, spec in zip(arrays, specs, strict=True) if spec), None)
+    if cut is None:
+        return list(arrays)
+    target = jax.typeof(cut).sharding
+    return [
+        x if spec else jax.sharding.reshard(x, target)
+        for x, spec in zip(arrays, specs, strict=True)
+    ]
+
+
+def whole_along(array: Any, axis: int) -> Any:
+    """An array that is not sharded explicitly along an axis, so that it may be cut."""
+    spec = _explicit_spec(array)
+    if spec is None or spec[axis] is None:
+        return array
+    parts = [None if a == axis else part for a, part in enumerate(spec)]
+    return jax.sharding.reshard(array, jax.sharding.PartitionSpec(*parts))
 
 
 def in_scope(name: str) -> contextlib.AbstractContextManager:

@@ -145,7 +145,7 @@ def chain(p: Any, x: Any) -> Any:
     return x.sum(-1)
 
 
-@pytest.mark.parametrize(("rounds", "widths"), [(0, {3}), (-30, {3, 4})])
+@pytest.mark.parametrize(("rounds", "widths"), [(0, {3}), (-60, {3, 4})])
 def test_chained_layers_die_one_after_the_other(
     rounds: int, widths: set[int], monkeypatch: Any
 ) -> None:

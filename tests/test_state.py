@@ -1,7 +1,6 @@
 """Which outputs are new values of variables: those that are named, no others."""
 
 import functools
-import json
 from typing import Any
 
 import flax.linen as nn
@@ -84,7 +83,6 @@ def test_units_of_a_function_that_returns_its_state() -> None:
 def test_state_is_kept_in_the_file(tmp_path: Any) -> None:
     small = sslx.compact(averaged, averaging(), X, state="mean")
     sslx.save(tmp_path / "small", small)
-    assert json.loads((tmp_path / "small" / "compact.json").read_text())["state"]
     loaded = sslx.load(tmp_path / "small", averaged)
     assert loaded.state == small.state == ("mean",)
     close(loaded.apply(loaded.variables, X), small.apply(small.variables, X))

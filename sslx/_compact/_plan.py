@@ -15,6 +15,7 @@ from sslx._calls import like as placed_like
 from sslx._calls import on_host
 from sslx._compact._mirror import Mirror, Sizes, unexplained
 from sslx._groups import flatten, unflatten
+from sslx._jax_compat import whole_along
 
 Axes = tuple[tuple[int, ...] | None, ...]
 
@@ -61,7 +62,7 @@ class LeafPlan:
         for axis, kept in enumerate(self.kept):
             if kept is not None:
                 array = jnp.take(
-                    array,
+                    whole_along(array, axis),
                     np.array(kept, int),
                     axis=axis,
                     mode="clip",

@@ -114,12 +114,14 @@ class Carrier:
 
 
 def _taken(array: Any, places: Iterable[np.ndarray]) -> Any:
-    take = np.take if _host.on_host([array]) else jnp.take
+    host = _host.on_host([array])
+    take = np.take if host else jnp.take
     with now([array]):
         for axis, indices in enumerate(places):
             size = array.shape[axis]
             if size > 1 and (indices.size != size):
-                array = take(array, indices, axis)
+                whole = array if host else _jax_compat.whole_along(array, axis)
+                array = take(whole, indices, axis)
     return array
 
 

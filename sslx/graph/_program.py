@@ -87,7 +87,16 @@ class Equation:
         return self.primitive.name
 
     def bind(self, operands: Sequence[Any], **changes: Any) -> list[Any]:
-        """Apply the primitive to other operands, some parameters replaced."""
+        """Apply the primitive to other operands, some parameters replaced.
+
+        Operands vary over one set of manual mesh axes, and those of one shape are
+        sharded alike, as JAX's own functions see to.
+        """
+        if len(operands) > 1:
+            operands = _jax_compat.varying_alike(operands)
+            entrywise = "dimension_numbers" not in self.params
+            if entrywise and len({np.shape(x) for x in operands}) == 1:
+                operands = _jax_compat.sharded_alike(operands)
         params = self.primitive.get_bind_params(self.params | changes)
         out = self.primitive.bind(*operands, **params)
         return list(out) if self.primitive.multiple_results else [out]

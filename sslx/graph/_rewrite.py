@@ -29,6 +29,7 @@ def take(array: Any, positions: np.ndarray, axis: int) -> Any:
             return array
     if on_host([array]):
         return np.take(array, positions, axis)
+    array = _jax_compat.whole_along(array, axis)
     steps = np.diff(positions)
     if positions.size and (steps == steps[:1]).all() and (steps > 0).all():
         stride = int(steps[0]) if steps.size else 1
@@ -277,10 +278,9 @@ class Rewriter:
 
     def _operands(self, eqn: Equation) -> list[Any]:
         """The needed slices of every operand; None where there are none."""
-        return [
-            self.deliver(v, n) if is_region(n) else None
-            for v, n in zip(eqn.inputs, self.live.targets(eqn), strict=True)
-        ]
+        rows = zip(eqn.inputs, self.live.targets(eqn), strict=True)
+        operands = [self.deliver(v, n) if is_region(n) else None for v, n in rows]
+        return _jax_compat.varying_alike(operands)
 
     def deliver(self, value: Value, target: Masks) -> Any:
         """A value over the wanted slices, moved and filled as needed."""
