@@ -94,3 +94,11 @@ def test_compaction_of_operations_is_exact(start: int, x64) -> None:
 def test_compaction_of_operations_is_exact_on_many(start: int, x64) -> None:
     for seed in range(start, start + 50):
         check(seed, SETTINGS)
+
+
+def test_leaves_of_which_nothing_is_left_come_back_at_full_size() -> None:
+    fn = lambda p, x: x @ p["a"] @ p["b"] + 1
+    params = {"a": jnp.zeros((5, 4)), "b": jnp.ones((4, 3))}
+    small = sslx.compact(fn, params, jnp.ones((2, 5)))
+    assert jax.tree.map(jnp.shape, small.variables) == {"a": (0, 0), "b": (0, 0)}
+    assert jax.tree.map(jnp.shape, small.expand()) == {"a": (5, 4), "b": (4, 3)}
