@@ -37,9 +37,10 @@ def fault(made: Program, seed: int, settings: list[tuple[str, str]]) -> str | No
     for setting, s in small.items():
         try:
             outs = jax.jit(s.apply, compiler_options=QUICK)(s.variables, x)
+            wide = run(s.expand(), x)
         except Exception as error:
-            return f"{' '.join(setting)}: apply raises {error!r:.300}"
-        for name, found in (("apply", outs), ("expand", run(s.expand(), x))):
+            return f"{' '.join(setting)}: apply or expand raises {error!r:.300}"
+        for name, found in (("apply", outs), ("expand", wide)):
             error = max(map(relative, found, dense))
             if not error < 1e-10:
                 return f"{' '.join(setting)}: {name} is off by {error:.1e}"
@@ -93,3 +94,11 @@ def test_compaction_of_operations_is_exact(start: int, x64) -> None:
 def test_compaction_of_operations_is_exact_on_many(start: int, x64) -> None:
     for seed in range(start, start + 50):
         check(seed, SETTINGS)
+
+
+def test_leaves_of_which_nothing_is_left_come_back_at_full_size() -> None:
+    fn = lambda p, x: x @ p["a"] @ p["b"] + 1
+    params = {"a": jnp.zeros((5, 4)), "b": jnp.ones((4, 3))}
+    small = sslx.compact(fn, params, jnp.ones((2, 5)))
+    assert jax.tree.map(jnp.shape, small.variables) == {"a": (0, 0), "b": (0, 0)}
+    assert jax.tree.map(jnp.shape, small.expand()) == {"a": (5, 4), "b": (4, 3)}

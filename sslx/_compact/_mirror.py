@@ -78,7 +78,7 @@ class Mirror:
 
     def _descend(self, root, rows, leaves, found, look) -> None:
         """Take the largest subtrees that are copies, from the root down."""
-        if all(path in found or _passes(leaves[path]) for _, path in rows):
+        if all(path in found for _, path in rows):
             return
         choices = look(root, rows, leaves)
         if choices:
