@@ -28,8 +28,8 @@ def expect(what: str, value: Any, kind: type | tuple[type, ...], fix: str) -> No
 def expect_number(
     what: str,
     value: Any,
-    low: float = 0,
-    high: float = math.inf,
+    low: float | int = 0,
+    high: float | int = math.inf,
     *,
     whole: bool = False,
 ) -> None:
