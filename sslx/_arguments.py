@@ -50,7 +50,9 @@ def expect_number(
         numbers = numbers.astype(np.float32)
     inside = ((numbers >= low) & (numbers <= high)).all()
     if not inside or (whole and (numbers != np.floor(numbers)).any()):
-        limits = "whole and " * whole + (f">= {low}" if high == math.inf else f"from {low} to {high}")
+        limits = "whole and " * whole + (
+            f">= {low}" if high == math.inf else f"from {low} to {high}"
+        )
         raise ValueError(f"{what} must be {limits}, got {value}")
 
 

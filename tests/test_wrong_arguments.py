@@ -164,7 +164,10 @@ CASES = [
     (new(psp.FixedSparsity, 1.5), "sparsity must be from 0 to 1.0, got 1.5"),
     (of(psp.init, PARAMS, GROUPS), NO_GROUPS),
     (of(psp.fold, GROUPS, STATE, 0.1), "gate must be a Gate, got float"),
-    (of(psp.fold, GROUPS, PARAMS, psp.Threshold(0.1)), "must be a Parameters, got dict"),
+    (
+        of(psp.fold, GROUPS, PARAMS, psp.Threshold(0.1)),
+        "must be a Parameters, got dict",
+    ),
     (of(psp.materialize, GROUPS, STATE, psp.Threshold(0), gradient="x"), "got 'x'"),
     (of(psp.sgd, -0.1), "sgd: learning_rate must be >= 0, got -0.1"),
     (of(psp.sgd, 0.1, momentum=1.5), "momentum must be from 0 to 1.0, got 1.5"),

@@ -71,7 +71,9 @@ class Mirror:
                 for parts, name in self._names.items()
                 if parts[: len(origin)] == origin
             ]
-            if len(names) > 1 and shape == (sum(math.prod(self.sizes[n].here) for n in names),):
+            if len(names) > 1 and shape == (
+                sum(math.prod(self.sizes[n].here) for n in names),
+            ):
                 outcome = tuple(map(str, (self.kept[n] for n in names)))
                 totals[outcome] = tuple(names)
         return totals.popitem()[1] if len(totals) == 1 else ()
