@@ -75,7 +75,7 @@ def norm_of(updates, *_, **__):
 
 
 inner = functools.partial(optax.adam, 1e-3)
-RATE = {"learning_rate": 1e-3}
+RATE, NOTHING = {"learning_rate": 1e-3}, {}
 
 # Name -> arguments, or a function that makes it. Every public name of optax and of
 # optax.contrib that makes a transformation is here.
@@ -102,7 +102,7 @@ PLAIN |= dict.fromkeys(
     " contrib.reduce_on_plateau contrib.scale_by_acprop contrib.scale_by_ademamix"
     " contrib.scale_by_adopt contrib.scale_by_cocob contrib.scale_by_galore"
     " contrib.scale_by_muon contrib.scale_by_simplified_ademamix".split(),
-    {},
+    NOTHING,
 )
 WITH = {
     "adaptive_grad_clip": {"clipping": 1.0},

@@ -250,7 +250,7 @@ def unexplained(
 
 
 def _sums(sizes: Iterable[Sizes]) -> int:
-    """Bit n is set if some parameters, one of them changing, have n entries together."""
+    """Bit n is set if some parameters, one of them changing, have n entries."""
     same, changed = 1, 0
     for here, there in sizes:
         n = math.prod(here)

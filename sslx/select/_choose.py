@@ -45,9 +45,9 @@ def keep(
     class:  the largest k with `sum of the k best groups' costs <= density * all costs`
     global: the same over the groups of all classes together
 
-    Masks for falling densities are nested. Of equal scores the first is kept; NaN counts
-    as the highest, so that a group with a NaN stays and is noticed. Can be traced by
-    `jax.jit`, with a traced density too.
+    Masks for falling densities are nested. Of equal scores the first is kept; NaN
+    counts as the highest, so that a group with a NaN stays and is noticed. Can be
+    traced by `jax.jit`, with a traced density too.
 
     Args:
         groups: The groups.
