@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from sslx._jax_compat import is_traced
+
 __all__ = ["expect", "expect_number", "expect_pattern", "expect_word"]
 
 
@@ -39,7 +41,7 @@ def expect_number(
         TypeError: It is no number.
         ValueError: It is outside the range, NaN, or not whole where it must be.
     """
-    if isinstance(value, jax.core.Tracer):
+    if is_traced(value):
         return
     is_array = isinstance(value, (int, float, np.ndarray, np.generic, jax.Array))
     numbers = np.asarray(value) if is_array else np.asarray(None)
