@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from sslx._jax_compat import is_traced
+
 __all__ = ["expect", "expect_number", "expect_pattern", "expect_word"]
 
 
@@ -28,8 +30,8 @@ def expect(what: str, value: Any, kind: type | tuple[type, ...], fix: str) -> No
 def expect_number(
     what: str,
     value: Any,
-    low: float = 0,
-    high: float = math.inf,
+    low: float | int = 0,
+    high: float | int = math.inf,
     *,
     whole: bool = False,
 ) -> None:
@@ -39,7 +41,7 @@ def expect_number(
         TypeError: It is no number.
         ValueError: It is outside the range, NaN, or not whole where it must be.
     """
-    if isinstance(value, jax.core.Tracer):
+    if is_traced(value):
         return
     is_array = isinstance(value, (int, float, np.ndarray, np.generic, jax.Array))
     numbers = np.asarray(value) if is_array else np.asarray(None)
@@ -50,7 +52,9 @@ def expect_number(
         numbers = numbers.astype(np.float32)
     inside = ((numbers >= low) & (numbers <= high)).all()
     if not inside or (whole and (numbers != np.floor(numbers)).any()):
-        limits = "whole and " * whole + (f">= {low}" if high == math.inf else f"from {low} to {high}")
+        limits = "whole and " * whole + (
+            f">= {low}" if high == math.inf else f"from {low} to {high}"
+        )
         raise ValueError(f"{what} must be {limits}, got {value}")
 
 

@@ -5,6 +5,7 @@ import functools
 import math
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -183,7 +184,7 @@ class Groups:
 
 
 def first_matches(
-    rules: Mapping[str, object], names: Iterable[str], kind: str
+    rules: Mapping[Any, object], names: Iterable[str], kind: str
 ) -> dict[str, str]:
     """Name -> first rule found in it; every rule must be first for some name."""
     for rule in rules:

@@ -172,6 +172,7 @@ def norms(groups: Groups, tree: PyTree) -> dict[str, Array]:
     Raises:
         ValueError: A leaf is missing or has another shape.
     """
+    expect_groups(groups)
     leaves, _ = flatten(tree)
     return class_norms(present(groups, leaves), leaves)
 
@@ -223,6 +224,7 @@ def alive(groups: Groups, tree: PyTree) -> dict[str, Array]:
     Returns:
         Class name -> booleans, shaped as in `norms(groups, tree)`.
     """
+    expect_groups(groups)
     leaves, _ = flatten(tree)
     return class_alive(present(groups, leaves), leaves)
 
@@ -281,7 +283,6 @@ def present(groups: Groups, leaves: Mapping) -> list[GroupClass]:
 
     A class is passed over if all its leaves are masked (`optax.MaskedNode`).
     """
-    expect_groups(groups)
     masked = tuple(path for path, leaf in leaves.items() if _is_masked(leaf))
     found, errors = [], []
     for group_class in groups.classes:

@@ -14,6 +14,7 @@ from sslx._classes import GroupClass, Groups, Member
 from sslx._groups import (
     Leaves,
     class_norms,
+    expect_groups,
     flatten,
     present,
     scale_classes,
@@ -48,6 +49,8 @@ def penalty_value(penalty: Penalty, groups: Groups, params: PyTree) -> Float[Arr
     Raises:
         ValueError: A leaf is missing or has another shape.
     """
+    expect_penalty(penalty)
+    expect_groups(groups)
     leaves, _ = flatten(params)
     return value_of(penalty, present(groups, leaves), leaves)
 
@@ -94,6 +97,10 @@ def prox(
     proximal operators Bauschke and Combettes 2008, and as dual coordinate descent for
     more than two terms Tseng 1993.
     """
+    expect_penalty(penalty)
+    expect_groups(groups)
+    expect_number("step", step)
+    expect_word("overlap", overlap, ("sequential", "dykstra"))
     leaves, treedef = flatten(params)
     classes = present(groups, leaves)
     leaves.update(prox_leaves(penalty, classes, leaves, step, overlap))
@@ -102,7 +109,6 @@ def prox(
 
 def value_of(penalty: Penalty, classes: Classes, leaves: Leaves) -> Float[Array, ""]:
     """`penalty_value` from leaves by path."""
-    expect_penalty(penalty)
     weights = {c.name: _weight(penalty, c) for c in classes}
     total = jnp.zeros(())
     for name, norm in class_norms(classes, leaves).items():
@@ -128,9 +134,6 @@ def prox_leaves(
     overlap: Overlap,
 ) -> dict[str, Array]:
     """The leaves that `prox` changes."""
-    expect_penalty(penalty)
-    expect_number("step", step)
-    expect_word("overlap", overlap, ("sequential", "dykstra"))
     if overlap == "dykstra" and not penalty.convex:
         kind = type(penalty).__name__
         raise ValueError(

@@ -94,7 +94,6 @@ def proximal(
 
     Source: Parikh and Boyd 2014, section 4.2.
     """
-
     expect_penalty(penalty)
     expect_groups(groups)
     for what, value in (("learning_rate", learning_rate), ("strength", strength)):
@@ -172,7 +171,6 @@ def zero_threshold(threshold: float = 1e-4) -> optax.GradientTransformationExtra
 
     Source: the published solver of Wen et al. 2016, where it is 1e-4.
     """
-
     expect_number("zero_threshold: threshold", threshold)
 
     def cut(updates: Leaves, params: Leaves) -> dict[str, Array]:

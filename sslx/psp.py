@@ -23,6 +23,7 @@ from sslx._classes import Groups
 from sslx._groups import (
     Leaves,
     add_to_classes,
+    expect_groups,
     flatten,
     present,
     scale,
@@ -152,6 +153,7 @@ def init(groups: Groups, params: PyTree) -> Parameters:
     Raises:
         ValueError: A leaf is missing or has another shape.
     """
+    expect_groups(groups)
     leaves, _ = flatten(params)
     alphas = {}
     for c in present(groups, leaves):

@@ -71,7 +71,9 @@ class Mirror:
                 for parts, name in self._names.items()
                 if parts[: len(origin)] == origin
             ]
-            if len(names) > 1 and shape == (sum(math.prod(self.sizes[n].here) for n in names),):
+            if len(names) > 1 and shape == (
+                sum(math.prod(self.sizes[n].here) for n in names),
+            ):
                 outcome = tuple(map(str, (self.kept[n] for n in names)))
                 totals[outcome] = tuple(names)
         return totals.popitem()[1] if len(totals) == 1 else ()
@@ -248,7 +250,7 @@ def unexplained(
 
 
 def _sums(sizes: Iterable[Sizes]) -> int:
-    """Bit n is set if some parameters, one of them changing, have n entries together."""
+    """Bit n is set if some parameters, one of them changing, have n entries."""
     same, changed = 1, 0
     for here, there in sizes:
         n = math.prod(here)

@@ -45,9 +45,9 @@ def keep(
     class:  the largest k with `sum of the k best groups' costs <= density * all costs`
     global: the same over the groups of all classes together
 
-    Masks for falling densities are nested. Of equal scores the first is kept; NaN counts
-    as the highest, so that a group with a NaN stays and is noticed. Can be traced by
-    `jax.jit`, with a traced density too.
+    Masks for falling densities are nested. Of equal scores the first is kept; NaN
+    counts as the highest, so that a group with a NaN stays and is noticed. Can be
+    traced by `jax.jit`, with a traced density too.
 
     Args:
         groups: The groups.
@@ -235,6 +235,7 @@ def bytes_of(groups: Groups, params: PyTree) -> dict[str, np.ndarray]:
     Returns:
         Class name -> bytes per group.
     """
+    expect_groups(groups)
     leaves, _ = flatten(params)
     present(groups, leaves)
     return _weighted(groups, lambda path: float(leaves[path].dtype.itemsize))
@@ -251,7 +252,7 @@ def _weighted(groups: Groups, weight: Callable[[str], float]) -> dict[str, np.nd
     return totals
 
 
-def _check_density(what: str, density: Density | None) -> None:
+def _check_density(what: str, density: Any) -> None:
     each = density if isinstance(density, Mapping) else {"": density}
     for name, share in each.items():
         if share is not None:
@@ -286,7 +287,7 @@ def _check_ignore(groups: Groups, ignore: str | Sequence[str]) -> None:
             )
 
 
-def _check(groups: Groups, values: Mapping[str, Any], what: str) -> None:
+def _check(groups: Groups, values: Any, what: str) -> None:
     expect(what, values, Mapping, "class name -> one number per group")
     errors = []
     for name, value in values.items():
