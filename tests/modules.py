@@ -470,9 +470,9 @@ def compiled(module: Any, x: jax.Array) -> jax.Array:
     return eqx.filter_jit(lambda m, x: jax.vmap(m)(x))(module, x)
 
 
-def eqx_convs(*middle: Any, width: int = 8, groups: int = 1) -> eqx.nn.Sequential:
+def eqx_convs(*middle: Any, width: int = 8) -> eqx.nn.Sequential:
     first = eqx.nn.Conv2d(3, width, 3, key=key())
-    last = eqx.nn.Conv2d(width, width, 3, groups=groups, key=key())
+    last = eqx.nn.Conv2d(width, width, 3, key=key())
     return eqx.nn.Sequential([first, *middle, eqx.nn.Lambda(jax.nn.relu), last])
 
 
@@ -496,11 +496,12 @@ EQUINOX = {
         compiled,
     ),
     "depthwise": Case(
-        lambda: eqx_convs(groups=8),
+        lambda: eqx_convs(eqx.nn.Conv2d(8, 8, 3, groups=8, key=key())),
         {"layers/0/weight": DEAD, "layers/0/bias": DEAD}
-        | {"layers/2/weight": DEAD, "layers/2/bias": DEAD},
+        | {"layers/1/weight": DEAD, "layers/1/bias": DEAD},
         CHANNELS,
-        {"layers.0.out_channels": 5},
+        {"layers.0.out_channels": 5, "layers.1.groups": 5, "layers.1.in_channels": 5}
+        | {"layers.1.out_channels": 5, "layers.3.in_channels": 5},
         each,
     ),
     "group norm": Case(

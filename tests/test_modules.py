@@ -95,21 +95,34 @@ def examine(adapter: Any, module: Any, case: Case, **options: Any) -> sslx.Compa
     return small
 
 
-@pytest.mark.parametrize("name", modules.NNX)
+SLOW = (
+    *("sequential", "convolution in groups", "group norm by size", "several axes"),
+    *("transposed convolution", "attention, inner width apart", "own variable"),
+    *("attention, as many heads as entries", "compiled", "attention"),
+)
+
+
+def names(cases: Any) -> list[Any]:
+    """The cases; those of which others are the like are slow."""
+    marks = lambda name: [pytest.mark.slow] if name in SLOW else []
+    return [pytest.param(name, marks=marks(name)) for name in cases]
+
+
+@pytest.mark.parametrize("name", names(modules.NNX))
 def test_nnx_module_has_the_sizes_of_its_arrays(name: str, x64) -> None:
     case = modules.NNX[name]
     small = examine(sslx.adapters.nnx, nnx_module(case), case)
     assert not small.held_back
 
 
-@pytest.mark.parametrize("name", modules.EQUINOX)
+@pytest.mark.parametrize("name", names(modules.EQUINOX))
 def test_equinox_module_has_the_sizes_of_its_arrays(name: str, x64) -> None:
     case = modules.EQUINOX[name]
     small = examine(sslx.adapters.equinox, eqx_module(case), case)
     assert not small.held_back
 
 
-@pytest.mark.parametrize("name", modules.GONE)
+@pytest.mark.parametrize("name", names(modules.GONE))
 def test_branch_that_is_gone_stays_whole_where_the_code_needs_it(
     name: str, x64
 ) -> None:

@@ -394,8 +394,8 @@ def _that_matter(
     return places, moved
 
 
-def _value(built: Built, place: Place) -> Any:
-    return at(built.attributes[place[0]], place[1:])
+def _value(built: Built, place: Place) -> int:
+    return int(at(built.attributes[place[0]], place[1:]))
 
 
 def _ratios(before: Shapes, after: Shapes) -> set[Fraction]:
