@@ -203,11 +203,12 @@ def set_batching(new: Any, rule: Any) -> None:
     batching.primitive_batchers[new] = batched
 
 
-def set_lowerings(new: Any, plain: Any, on_cpu: Any) -> None:
+def set_lowerings(new: Any, plain: Any, on_cpu: Any, holding: Any) -> None:
     """Lower a primitive to one function on a CPU and to another one elsewhere.
 
     `on_cpu` stands for code of this process and device: exported programs, and those
-    that a compiler is to partition over several devices, take `plain` there too.
+    that a compiler is to partition over several devices, take `plain` there too. What
+    the list of the context `holding()` has in the end lives as long as the program.
     """
     from jax.interpreters import mlir
 
@@ -219,7 +220,11 @@ def set_lowerings(new: Any, plain: Any, on_cpu: Any) -> None:
         if module.lowering_parameters.for_export or _is_partitioned(module):
             return anywhere(context, *operands, **params)
         local = [jax.core.ShapedArray(a.shape, a.dtype) for a in context.avals_in]
-        return here(context.replace(avals_in=local), *operands, **params)
+        with holding() as held:
+            results = here(context.replace(avals_in=local), *operands, **params)
+        for each in held:
+            module.add_keepalive(each)
+        return results
 
     mlir.register_lowering(new, anywhere)
     mlir.register_lowering(new, lower, platform="cpu")

@@ -1,5 +1,6 @@
 """The direct convolution as a primitive: derivatives, maps, platforms, devices."""
 
+import gc
 import os
 import pathlib
 import subprocess
@@ -14,6 +15,7 @@ from jax import export
 
 import sslx
 from sslx import lowering
+from sslx.lowering import _llvm
 
 ROOT = pathlib.Path(__file__).parent.parent
 NUMBERS = ("NHWC", "HWIO", "NHWC")
@@ -173,6 +175,7 @@ DEVICES = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from sslx import lowering
+from sslx.lowering import _llvm
 from tests.test_primitive import layer
 
 jax.config.update("jax_enable_x64", True)
@@ -279,3 +282,26 @@ def test_timings_belong_to_a_processor_and_the_cores_it_may_use(
     second = name()
     monkeypatch.setattr("sslx.lowering._measure._processor", lambda: "Z80")
     assert "1234cores" in second and len({first, second, name()}) == 3
+
+
+def test_code_that_no_executable_holds_is_bounded(monkeypatch) -> None:
+    """What is dropped is compiled again, and what is held is never dropped."""
+    monkeypatch.setattr("sslx.lowering._primitive._MOST_UNUSED", 2)
+    w = jnp.ones((3, 3, 3, 4)) / 9
+    shapes = [(1, 4, 4 + k, 3) for k in range(8)]
+    run = lowering.by_rule(layer).apply
+    held = jax.jit(run).lower(jnp.ones(shapes[0]), w).compile()
+    before = len(_llvm.unused())
+    for shape in shapes[1:]:
+        x = jnp.ones(shape)
+        once = jax.jit(lambda x, w: run(x, w) + 1)
+        np.testing.assert_allclose(once(x, w), layer(x, w) + 1, 1e-5)
+        once.clear_cache()
+        del once
+        gc.collect()
+    jax.jit(run).lower(jnp.ones((1, 3, 3, 3)), w).compile()
+    assert len(_llvm.unused()) <= max(before, 4)
+    x = jnp.ones(shapes[0])
+    np.testing.assert_allclose(held(x, w), layer(x, w), 1e-5)
+    again = jnp.ones(shapes[1])
+    np.testing.assert_allclose(jax.jit(run)(again, w), layer(again, w), 1e-5)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from sslx.lowering import _limits, _llvm, _sweep, _sweep_code
 from sslx.lowering._conv import Columns, Conv, dilated
 from sslx.lowering._llvm import Machine
-from sslx.lowering._primitive import Axes, machine_code
+from sslx.lowering._primitive import Axes, call, machine_code
 from sslx.lowering._sweep import Step
 
 MISSING = "llvmlite is not installed: pip install 'sslx[cpu]'"
@@ -211,7 +211,7 @@ def swept(
     x_order, w_order = _sweep.memory_order(conv, gradient)
     per_filter = [o.reshape(-1) for o in operands[: plan.per_filter]]
     more = [*per_filter, *operands[plan.per_filter :]]
-    call = jax.ffi.ffi_call(
+    run = call(
         _sweep_code.target(plan),
         (
             jax.ShapeDtypeStruct((shares, *conv.shape), x.dtype),
@@ -229,7 +229,7 @@ def swept(
         rows = w.reshape(-1, plan.fold, conv.rhs[-1]).swapaxes(1, 2)
         free = plan.lanes // plan.fold - conv.rhs[-1]
         w = jnp.pad(rows, ((0, 0), (0, free), (0, 0)))
-    y, _ = call(x, w, *more)
+    y, _ = run(x, w, *more)
     return y.sum(0) if shares > 1 else y.reshape(conv.shape)
 
 

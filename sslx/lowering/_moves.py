@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from sslx import _jax_compat
 from sslx.lowering import _llvm
 from sslx.lowering._ir import Vector, module
-from sslx.lowering._primitive import Axes, machine_code
+from sslx.lowering._primitive import Axes, call, machine_code
 
 _FEWEST = 4096
 _MOST_CHANNELS = 4096
@@ -83,7 +83,7 @@ class Take:
             return self.plain(x)
         name = _program(self.source, x.shape, x.dtype.name)
         shape = (*x.shape[:-1], len(self.source))
-        return jax.ffi.ffi_call(name, jax.ShapeDtypeStruct(shape, x.dtype))(x)
+        return call(name, jax.ShapeDtypeStruct(shape, x.dtype))(x)
 
     def mapped(self, size: int, operands: Sequence[Array], axes: Axes) -> Array:
         del size

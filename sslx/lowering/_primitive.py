@@ -1,12 +1,15 @@
 """Machine code as a JAX primitive, in XLA's own form where it cannot be called."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array
 
 from sslx import _jax_compat
+from sslx.lowering import _llvm
 
 Axes = Sequence[int | None]
 
@@ -59,9 +62,37 @@ def machine_code(name: str) -> Callable[..., Array]:
     new = _jax_compat.primitive(name, abstract)
     _jax_compat.set_derivatives(new, plain)
     _jax_compat.set_batching(new, mapped)
-    _jax_compat.set_lowerings(new, plain, code)
+    _jax_compat.set_lowerings(new, plain, code, _holding)
 
     def run(program: Program, *operands: Array) -> Array:
         return new.bind(*operands, program=program)
 
     return run
+
+
+_MOST_UNUSED = 256
+_HELD: contextvars.ContextVar[list[object]] = contextvars.ContextVar("held")
+
+
+@contextlib.contextmanager
+def _holding() -> Iterator[list[object]]:
+    """Code that is called in the meantime, for the executable to hold.
+
+    Of code that no executable holds, what was compiled last is kept for the next one.
+    """
+    held: list[object] = []
+    token = _HELD.set(held)
+    try:
+        yield held
+    finally:
+        _HELD.reset(token)
+    for name in _llvm.unused()[:-_MOST_UNUSED]:
+        _llvm.drop(name)
+
+
+def call(name: str, results: Any, **layouts: Any) -> Callable[..., Any]:
+    """`jax.ffi.ffi_call` of code, which is held by the executable that calls it."""
+    held = _HELD.get(None)
+    if held is not None:
+        held.append(_llvm.lease(name))
+    return jax.ffi.ffi_call(name, results, **layouts)

@@ -231,9 +231,16 @@ def tune(
     like the result) is done by the direct form before it writes the result, where
     channels are the last axis and the result has no other use.
 
-    The direct form is machine code of this process, called through XLA's foreign
-    function interface: it cannot be exported (`jax.export` the function itself), and
-    operands spread over several CPU devices are brought together for it.
+    Taps that only meet padding, and columns that are known to be zero, are not
+    multiplied: NaN or infinity in such a weight, or in what it would read, does not
+    spread. Sums add up in another order than XLA's, those of half precision in float32.
+
+    The direct form is machine code of this process, made by llvmlite (the extra
+    `sslx[cpu]`; without it, forms of XLA are taken and a warning says so once). It is
+    an equation `direct_conv`, which `jax.vmap` gives more images or groups, which runs
+    on each device's own part in `jax.shard_map`, and which is XLA's convolution in
+    derivatives, on other devices, in what `jax.export` writes, and where XLA divides
+    the work among several devices.
 
     Args:
       fn: any JAX function.
