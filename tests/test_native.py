@@ -183,7 +183,7 @@ def guarded(first: int, count: int) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 def test_code_touches_nothing_outside_of_its_arrays() -> None:
     """In a process of its own, which an access to a closed page ends."""
-    guarded(0, 25)
+    guarded(0, 15)
 
 
 @pytest.mark.slow
