@@ -23,15 +23,10 @@ from jaxtyping import Int
 from sslx.lowering._conv import Conv
 from sslx.lowering._limits import image_bytes, too_large
 from sslx.lowering._llvm import Machine
-from sslx.lowering._positions import (
-    Class,
-    Positions,
-    classes,
-    columns_of,
-    memory_order,
-    strides_of,
-)
-from sslx.lowering._tiling import BLOCK_BYTES, Choice, read_once, tiling
+from sslx.lowering._positions import Class, Positions, classes, columns_of
+from sslx.lowering._positions import memory_order as memory_order
+from sslx.lowering._problem import Problem
+from sslx.lowering._tiling import BLOCK_BYTES, Choice, Tiling, read_once, tiling
 
 
 class Kernel(NamedTuple):
@@ -202,66 +197,22 @@ def plan(
     large = too_large(conv, gradient)
     if large is not None:
         raise ValueError(f"{conv.lhs} with {conv.rhs} cannot be planned: {large}")
-    itemsize = jnp.dtype(conv.dtype).itemsize
-    lanes = machine.bytes // itemsize
-    channelwise = conv.groups > 1 and conv.rhs[-2:] == (1, conv.groups)
-    groups = 1 if channelwise else conv.groups
-    per_group = conv.rhs[-1] // groups
-    fold = 1 if gradient or groups > 1 or channelwise else folded(conv, lanes)
-    vectors = -(-per_group * fold // lanes)
-    x_order, _ = memory_order(conv, gradient)
-    images, channels = conv.lhs[0], conv.lhs[-1]
-    x_strides = strides_of(conv.lhs, x_order)
-    y_strides = strides_of((images, *conv.out, conv.rhs[-1]), range(len(conv.lhs)))
-    kept = int(conv.mask.sum()) * conv.rhs[-1] // conv.groups
-    few = not gradient and images * math.prod(conv.out) <= _FEW_POSITIONS
-    few = few and kept * itemsize > _LARGE_KERNEL and groups * vectors >= machine.cores
-    inside = gradient or (not few and kept * itemsize <= BLOCK_BYTES)
-    if gradient:
-        batch, blocks = images, channels
-        shares = _shares(conv, machine)
-    else:
-        apart = 1 if inside else groups * -(-vectors // 2)
-        batch = _batch(conv, machine, apart)
-        blocks = shares = images // batch
-
-    @functools.cache
-    def positions(whole: int, room: int) -> Positions:
-        met = classes(conv, x_strides, y_strides, batch, whole, room)
-        return [(c, columns_of(conv, c, gradient, fold)) for c in met]
-
-    tilings = []
-    widest = _PAIR_OF_LINES // machine.bytes if few else 6
-    deepest = len(conv.window) if few and max(conv.lhs_dilation) == 1 else 0
-    for n in range(1, min(vectors, widest) + 1):
-        room = max(1, (machine.registers - 2 - n) // n)
-        for whole in range(deepest + 1):
-            met = positions(whole, room if whole else 1)
-            tilings.append(tiling(met, vectors, n, room, channelwise, few))
-    if few:
-        vector_bytes = kept * itemsize // conv.rhs[-1] * lanes
-        tilings = [
-            read_once(t, t.tiles * groups, vector_bytes, machine.cores) for t in tilings
-        ]
-    best = min(tilings, key=lambda t: t.cycles)
+    problem = Problem(conv, machine, gradient)
+    best = _best_tiling(problem)
     visits = tuple(
         visit
         for (c, k), way in zip(best.positions, best.ways, strict=True)
         for visit in _visits(conv, c, k, way)
     )
-    tiles = _tiles(groups, per_group, best.tiles, lanes // fold)
-    tasks = shares if inside else shares * len(tiles)
-    wanted = -(-4 * machine.cores // tasks)
-    per_task = best.cycles * groups * blocks / tasks
-    parts = 1 if few else max(1, min(wanted, int(per_task / _FEWEST_CYCLES)))
-    if inside and not gradient and len(tiles) > 1:
-        parts = max(parts, -(-batch * image_bytes(conv) // BLOCK_BYTES))
+    lanes, fold = problem.lanes, problem.fold
+    tiles = _tiles(problem.groups, problem.per_group, best.tiles, lanes // fold)
+    parts = _parts(problem, best.cycles, len(tiles))
     packed = None
     if best.tiles > 1 and not gradient:
-        count = images * math.prod(conv.out)
-        each = machine.cores if inside else blocks * parts
-        if count // each >= _POSITIONS_TO_PACK:
+        each = machine.cores if problem.inside else problem.blocks * parts
+        if problem.positions // each >= _POSITIONS_TO_PACK:
             visits, packed = _packed(visits)
+    batch, x_strides = problem.batch, problem.x_strides
     return Sweep(
         dtype=conv.dtype,
         lanes=lanes,
@@ -269,64 +220,76 @@ def plan(
         visits=visits,
         row=lanes if fold > 1 else conv.rhs[-1],
         packed=packed,
-        ahead=_ROWS_AHEAD if few and packed is None else 0,
-        blocks=blocks,
-        shares=shares,
+        ahead=_ROWS_AHEAD if problem.few and packed is None else 0,
+        blocks=problem.blocks,
+        shares=problem.shares,
         x_block=x_strides[-1] if gradient else batch * x_strides[0],
         w_block=math.prod(conv.window) * conv.rhs[-1] if gradient else 0,
-        y_share=(images if gradient else batch) * y_strides[0],
-        x_group=0 if channelwise else conv.rhs[-2] * x_strides[-1],
+        y_share=batch * problem.y_strides[0],
+        x_group=0 if problem.channelwise else conv.rhs[-2] * x_strides[-1],
         parts=parts,
-        together=len(tiles) if inside else 1,
-        channelwise=channelwise,
+        together=len(tiles) if problem.inside else 1,
+        channelwise=problem.channelwise,
         fold=fold,
         epilogue=epilogue,
         workers=machine.cores,
     )
 
 
-def folded(conv: Conv, lanes: int) -> int:
-    """How many neighbouring channels fit a vector, side by side."""
-    fold = 1
-    while 2 * fold <= 4 and 2 * fold * conv.rhs[-1] <= lanes:
-        if conv.rhs[-2] % (2 * fold):
-            break
-        pairs = conv.mask.reshape(*conv.window, -1, 2 * fold)
-        if not (pairs == pairs[..., :1]).all():
-            break
-        fold *= 2
-    return fold
+def _best_tiling(problem: Problem) -> Tiling:
+    """The cheapest of all tilings, by estimate."""
+    conv, machine, few = problem.conv, problem.machine, problem.few
+
+    @functools.cache
+    def positions(whole: int, room: int) -> Positions:
+        strides = problem.x_strides, problem.y_strides
+        met = classes(conv, *strides, problem.batch, whole, room)
+        return [(c, columns_of(conv, c, problem.gradient, problem.fold)) for c in met]
+
+    tilings = []
+    widest = _PAIR_OF_LINES // machine.bytes if few else 6
+    deepest = len(conv.window) if few and max(conv.lhs_dilation) == 1 else 0
+    for n in range(1, min(problem.vectors, widest) + 1):
+        room = max(1, (machine.registers - 2 - n) // n)
+        for whole in range(deepest + 1):
+            met = positions(whole, room if whole else 1)
+            tilings.append(
+                tiling(met, problem.vectors, n, room, problem.channelwise, few)
+            )
+    if few:
+        vector_bytes = problem.kept * problem.itemsize // conv.rhs[-1] * problem.lanes
+        tilings = [
+            read_once(t, t.tiles * problem.groups, vector_bytes, machine.cores)
+            for t in tilings
+        ]
+    return min(tilings, key=lambda t: t.cycles)
+
+
+def _parts(problem: Problem, cycles: float, tiles: int) -> int:
+    """Of the positions: enough for all cores, as far as they are worth a task.
+
+    Args:
+      problem: what is planned.
+      cycles: of a block, for the filters of a group.
+      tiles: of filters, of all groups.
+    """
+    if problem.few:
+        return 1
+    tasks = problem.shares if problem.inside else problem.shares * tiles
+    wanted = -(-4 * problem.machine.cores // tasks)
+    per_task = cycles * problem.groups * problem.blocks / tasks
+    parts = max(1, min(wanted, int(per_task / _FEWEST_CYCLES)))
+    if problem.inside and not problem.gradient and tiles > 1:
+        block = problem.batch * image_bytes(problem.conv)
+        parts = max(parts, -(-block // BLOCK_BYTES))
+    return parts
 
 
 _FEWEST_CYCLES = 5000
 _POSITIONS_TO_PACK = 48
-_FEW_POSITIONS = 256
-_LARGE_KERNEL = 1 << 17
 _LINE_BYTES = 64
 _PAIR_OF_LINES = 128
 _ROWS_AHEAD = 64
-
-
-def _divisors(n: int) -> list[int]:
-    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
-    return sorted({*small, *(n // d for d in small)})
-
-
-def _batch(conv: Conv, machine: Machine, apart: int) -> int:
-    """Images of a block: they fit a cache and leave enough blocks for all cores."""
-    image = image_bytes(conv)
-    sizes = _divisors(conv.lhs[0])
-    fitting = [b for b in sizes if b * image <= BLOCK_BYTES] or [1]
-    busy = [b for b in fitting if conv.lhs[0] // b * apart >= 4 * machine.cores]
-    return busy[-1] if busy else fitting[0]
-
-
-def _shares(conv: Conv, machine: Machine) -> int:
-    """Parts of a weight gradient that are added up in the end."""
-    out = conv.lhs[0] * math.prod(conv.out) * conv.rhs[-1]
-    most = (math.prod(conv.lhs) + math.prod(conv.rhs)) // (4 * out)
-    sizes = [d for d in _divisors(conv.lhs[-1]) if d <= 4 * machine.cores]
-    return max([d for d in sizes if d <= most], default=1)
 
 
 def _tiles(groups: int, filters: int, count: int, lanes: int) -> tuple[Tile, ...]:
