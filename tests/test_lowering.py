@@ -620,6 +620,12 @@ def test_only_short_indices_are_worked_out_early() -> None:
     assert "scan" in str(code) or "while" in str(code)
 
 
+def test_a_literal_operand_is_no_array() -> None:
+    fn = lambda v, x: x.sum() * jnp.where(jax.lax.bitwise_not(True), 1.0, 2.0)
+    tuned = sslx.tune(fn, {}, jnp.ones(3))
+    assert float(tuned.apply({}, jnp.ones(3))) == 6
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 def test_kept_memory_is_not_asked_for_again() -> None:
     """Pages that the system has to find for a call of a program, at least.

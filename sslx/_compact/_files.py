@@ -128,6 +128,11 @@ def _rebuilt(
     plan = Plan.from_json(data["plan"])
     dtypes = data["dtypes"]
     _check_precision(path, dtypes)
+    for p, leaf in plan.leaves.items():
+        stored, _ = data["arrays"].get(f"variables:{p}", (leaf.small_shape, ""))
+        if tuple(stored[: len(leaf.shape)]) != leaf.small_shape:
+            wanted = leaf.small_shape
+            raise ValueError(f"{p}: got shape {stored}, expected {wanted} by the plan")
     arrays = _read_arrays(path / "arrays", data["arrays"])
     leaves = {
         p: _typed(arrays.get(f"variables:{p}"), leaf.small_shape, dtypes[p])
@@ -266,7 +271,7 @@ def _write_arrays(folder: pathlib.Path, arrays: Mapping[str, Any]) -> None:
 
 
 def _read_arrays(folder: pathlib.Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays; orbax compares shapes with what is stored before it allocates."""
+    """The arrays, of these shapes and types."""
     if not facts:
         return {}
     import orbax.checkpoint as ocp

@@ -20,7 +20,7 @@ _POOLS: dict[str, tuple[Callable[[Any, Any], Any], float]] = {
 
 def reduced(primitive: Any, params: Mapping[str, Any], x: Any) -> Any | None:
     """The result of a sum or pool in another form; None where that does not pay."""
-    if x.dtype not in (np.float32, np.float64):
+    if not np.ndim(x) or x.dtype not in (np.float32, np.float64):
         return None
     if primitive.name == "reduce_sum":
         return summed(x, params["axes"])
