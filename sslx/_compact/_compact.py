@@ -24,6 +24,7 @@ from sslx._compact._evaluation import (
     analysed,
     checked,
     fault,
+    kept_masks,
     reduction,
 )
 from sslx._compact._plan import Plan, expand_plan
@@ -296,8 +297,11 @@ def compact(
             found = fixed_point(live, traced, leaves, zeros, alignment, look, widths)
             small = _reduced(tracer, treedef, traced, live, leaves, found, call, strict)
             error = fault(small, traced, call)
-            if error is None:
-                return small
+            while error is None:
+                less = _tightened(small, traced, live, leaves, found)
+                if less is small:
+                    return small
+                small, error = less, fault(less, traced, call)
             _keep_whole(tracer, traced, error)
 
     if lowering == "measure":
@@ -371,6 +375,40 @@ def _reduced(
         example,
         live.fold,
         reductions={} if reduced is None else {traced: reduced},
+    )
+
+
+def _tightened(
+    small: Compact,
+    traced: Traced,
+    live: Liveness,
+    leaves: Mapping[str, Any],
+    zeros: Mapping[str, Masks],
+) -> Compact:
+    """Without slices that line up with what is dead by the plan alone.
+
+    To line up, the analysis keeps slices of parameters and of what is made of them; a
+    slice that is zero by a literal is zero again where the plan is all that is known.
+    """
+    params = traced.program.inputs[: len(leaves)]
+    plan, folded = planned(small.reductions[traced].live, params, leaves, zeros)
+    if plan == small.plan:
+        return small
+    left = {
+        path: [z & k for z, k in zip(zeros[path], kept_masks(leaf), strict=True)]
+        for path, leaf in plan.leaves.items()
+    }
+    _, treedef = flatten(small.variables)
+    arrays = {p: _own(plan.leaves[p].shrink(x), x) for p, x in leaves.items()}
+    return dataclasses.replace(
+        small,
+        plan=plan,
+        folded=folded,
+        variables=unflatten(treedef, arrays),
+        kept_zeros=kept_zeros(
+            live, list(zip(params, left, left.values(), strict=True))
+        ),
+        reductions={},
     )
 
 

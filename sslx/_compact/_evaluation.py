@@ -183,6 +183,11 @@ def reduction(self: "Compact", traced: Traced) -> Reduction:
     return Reduction(traced, live, kept, wanted)
 
 
+def kept_masks(leaf: LeafPlan) -> Masks:
+    """The kept indices as masks."""
+    return _masks(leaf, "kept")
+
+
 def _masks(leaf: LeafPlan, what: Literal["kept", "zero"]) -> Masks:
     """The kept, or the removed zero, indices as masks."""
     axes = leaf.kept if what == "kept" else leaf.zero
