@@ -293,7 +293,8 @@ def test_keep_orders_every_kind_of_number(dtype):
     score = jnp.asarray(values, dtype)
     every = groups({"w": np.zeros((2, len(values)))}, {"w": FILTER})
     (name,) = every.names
-    order = jnp.argsort(-score.astype(jnp.float32), stable=True)
+    places = jnp.where(jnp.isnan(score), jnp.inf, score.astype(jnp.float32))
+    order = jnp.argsort(-places, stable=True)
     for count in range(len(values) + 1):
         masks = select.keep(every, {name: score}, count / len(values), minimum=0)
         assert set(np.flatnonzero(masks[name])) == set(order[:count].tolist())
