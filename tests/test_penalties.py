@@ -371,7 +371,7 @@ def test_gradient_of_the_value_is_the_paper_subgradient():
     [
         (
             lambda: GroupLasso(-1.0),
-            "GroupLasso: strength must be from 0 to inf, got -1",
+            "GroupLasso: strength must be >= 0, got -1",
         ),
         (lambda: GroupL0(float("nan")), "GroupL0: strength must be"),
         (lambda: SparseGroupLasso(1.0, 1.5), "ratio must be from 0 to 1.0, got 1.5"),

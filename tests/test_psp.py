@@ -369,10 +369,10 @@ def test_half_precision_weights_have_single_precision_factors():
 @pytest.mark.parametrize(
     ("make_it", "text"),
     [
-        (lambda: psp.Threshold(-1.0), "Threshold: epsilon must be from 0 to inf"),
+        (lambda: psp.Threshold(-1.0), "Threshold: epsilon must be >= 0"),
         (lambda: psp.FixedSparsity(1.5), "sparsity must be from 0 to 1.0, got 1.5"),
         (lambda: psp.sgd(0.1, momentum=-0.1), "sgd: momentum must be from 0 to 1.0"),
-        (lambda: psp.sss(0.1, strength=-1.0), "sss: strength must be from 0"),
+        (lambda: psp.sss(0.1, strength=-1.0), "sss: strength must be >= 0"),
     ],
 )
 def test_values_out_of_range_are_refused(make_it, text):

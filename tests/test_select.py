@@ -293,7 +293,8 @@ def test_keep_orders_every_kind_of_number(dtype):
     score = jnp.asarray(values, dtype)
     every = groups({"w": np.zeros((2, len(values)))}, {"w": FILTER})
     (name,) = every.names
-    order = jnp.argsort(-score.astype(jnp.float32), stable=True)
+    places = jnp.where(jnp.isnan(score), jnp.inf, score.astype(jnp.float32))
+    order = jnp.argsort(-places, stable=True)
     for count in range(len(values) + 1):
         masks = select.keep(every, {name: score}, count / len(values), minimum=0)
         assert set(np.flatnonzero(masks[name])) == set(order[:count].tolist())
@@ -549,7 +550,7 @@ def test_one_cycle_starts_when_told():
     assert float(density(40)) == pytest.approx(0.2)
     values = [float(density(t)) for t in range(5, 16)]
     assert values == sorted(values, reverse=True)
-    with pytest.raises(ValueError, match="steps must be >= 1"):
+    with pytest.raises(ValueError, match="steps must be whole and >= 1"):
         select.one_cycle(0.2, 0)
 
 
@@ -573,7 +574,7 @@ def test_masks_change_only_when_due():
     expected = [1.0] * 3 + [math.floor(216 * 0.7) / 216] * 3
     expected += [math.floor(216 * 0.4 + 1e-3) / 216] * 5
     assert shares == pytest.approx(expected)
-    with pytest.raises(ValueError, match="every must be >= 1, got 0"):
+    with pytest.raises(ValueError, match="every must be whole and >= 1, got 0"):
         select.prune(every, 0.5, every=0)
 
 

@@ -46,7 +46,7 @@ def keep(
     global: the same over the groups of all classes together
 
     Masks for falling densities are nested. Of equal scores the first is kept; NaN
-    counts as the highest, so that a group with a NaN stays and is noticed. Can be
+    counts as infinite, so that a group with a NaN stays and is noticed. Can be
     traced by `jax.jit`, with a traced density too.
 
     Args:
@@ -342,15 +342,12 @@ def _share(
 
 
 def _keys(c: GroupClass, scores: Scores, within: Masks | None) -> Array:
-    """Unsigned integers in the order of the scores, NaN the largest; 0 outside."""
-    score = jnp.asarray(scores[c.name]).reshape(-1)
-    if not jnp.issubdtype(score.dtype, jnp.floating):
-        score = score.astype(float)
+    """Unsigned integers in the order of the scores; 0 for groups outside."""
+    score = _ordered(scores[c.name]).reshape(-1)
     width = jnp.finfo(score.dtype).bits
     bits = jax.lax.bitcast_convert_type(jnp.where(score == 0, 0, score), f"uint{width}")
     sign = jnp.asarray(1 << (width - 1), bits.dtype)
     keys = jnp.where(bits < sign, bits | sign, ~bits)
-    keys = jnp.where(jnp.isnan(score), ~jnp.zeros_like(bits), keys)
     return jnp.where(jnp.reshape(within[c.name], -1), keys, 0) if within else keys
 
 
@@ -391,7 +388,7 @@ def _rank(c: GroupClass, scores: Scores, within: Masks | None) -> Array:
 
 
 def _ordered(score: Array | np.ndarray) -> Array:
-    """Scores to sort: NaN counts as the highest."""
+    """Scores to sort: NaN counts as infinite."""
     score = jnp.asarray(score)
     if not jnp.issubdtype(score.dtype, jnp.floating):
         return score.astype(float)
