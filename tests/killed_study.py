@@ -26,7 +26,7 @@ from experiments import cifar_ssl, data, models, ssl_report  # noqa: F401
 from tests import kills
 
 OPTIONS = "--preset smoke --data digits --model lenet --structure filter+channel "
-OPTIONS += "--batch 64 --block 1 --baseline-epochs 2 --ssl-epochs 2 --strength 2 "
+OPTIONS += "--batch 64 --block 1 --baseline-epochs 2 --ssl-epochs 2 --strength 6 "
 OPTIONS += "--target 0.5 --finetune-epochs 2 --benchmark-batches 1 "
 OPTIONS += "--benchmark-repeats 1 --benchmark-lowering xla"
 BOUNDARY = re.compile(

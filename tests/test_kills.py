@@ -55,4 +55,4 @@ def test_fifty_kills_change_no_bit_of_a_study(tmp_path):
         left = [p.name for p in (tmp_path / name).rglob("*") if "saving" in p.name]
         assert not left
     assert found[0] == found[1] == found[2]
-    assert found[0][0]["compact"]["macs"] < found[0][0]["baseline"]["macs"]
+    assert found[0][0]["compact"]["macs"] < 0.5 * found[0][0]["baseline"]["macs"]
