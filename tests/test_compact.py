@@ -98,7 +98,8 @@ def test_alignment_decides_between_moving_and_keeping() -> None:
     model, variables, x = make("resnet20", 0.5)
     moves = {}
     for alignment in ("align", "scatter"):
-        small = sslx.compact(model.apply, variables, x, alignment=alignment)
+        options = {"alignment": alignment, "constants": "keep"}
+        small = sslx.compact(model.apply, variables, x, **options)
         code = jax.make_jaxpr(small.apply)(small.variables, x)
         moves[alignment] = str(code).count("gather[")
     assert moves["align"] == 0 < moves["scatter"]
