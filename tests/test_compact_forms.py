@@ -175,12 +175,12 @@ FORMS = {
     "custom_vjp of constants": Form(
         lambda p, x: product(x @ p["a"] + p["b"], p["c"]) @ p["e"],
         {"a": A * DEAD, "b": B, "c": C * np.array([1, 0, 1]), "e": random(3, 2)},
-        {"a": (4, 5), "b": (1, 5), "c": (5, 2), "e": (2, 2)},
+        {"a": (4, 5), "b": (1, 8), "c": (8, 2), "e": (2, 2)},
     ),
     "custom_jvp with a sum": Form(
         lambda p, x: spread(x @ p["a"] + p["b"]) @ p["c"],
         {"a": A * DEAD, "b": B, "c": C},
-        {"a": (4, 8), "b": (1, 8), "c": (8, 3)},
+        {"a": (4, 5), "b": (1, 8), "c": (8, 3)},
     ),
 }
 

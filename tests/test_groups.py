@@ -248,7 +248,7 @@ def test_weights_multiply_and_leave_the_rest():
     assert all(c.weight == 1 for c in made.classes)
     with pytest.raises(ValueError, match=r"\['KERNEL'\] decide about no class"):
         made.weighted({"KERNEL": 2.0})
-    with pytest.raises(ValueError, match="finite and >= 0"):
+    with pytest.raises(ValueError, match="must be >= 0, got -1"):
         made.weighted({"FILTER": -1.0})
 
 

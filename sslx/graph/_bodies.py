@@ -10,17 +10,31 @@ from sslx.graph._relation import Masks
 
 
 class Call(Body):
-    """One body, run once on the operands: `checkpoint`, a custom derivative."""
+    """One body, run once on the operands: `checkpoint`, a custom derivative.
+
+    In a call with a derivative rule of its own nothing is folded: what it reads are its
+    operands, which the rule may differentiate. Of constants, `custom_vjp` is no
+    function: its rule is known at the call's own shapes only.
+    """
 
     def __init__(self, equation: Equation, fold: bool):
-        self.inside = Liveness(equation.bodies[0], fold=fold)
+        self.name = equation.name
+        self.inside = Liveness(equation.bodies[0], fold=fold and not self.is_custom)
         self.insides = (self.inside,)
         self.entries = [(0, k, k) for k in range(len(equation.inputs))]
         self.exits = [(0, k, k) for k in range(len(equation.outputs))]
 
     def forward(self, ins: list[Facts]) -> list[Facts]:
         """Facts of the outputs are those of the body's outputs."""
-        return self.inside.forward(ins)
+        outs = self.inside.forward(ins)
+        if self.name != "custom_vjp_call":
+            return outs
+        return [f if f.static else Facts(f.zero, f.zero) for f in outs]
+
+    @property
+    def is_custom(self) -> bool:
+        """Whether the call has a derivative rule of its own."""
+        return self.name.startswith("custom_")
 
     def backward(self, alive: list[Masks]) -> list[Masks]:
         """Needs of the inputs are those of the body's inputs."""

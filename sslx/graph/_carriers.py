@@ -12,14 +12,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sslx import _jax_compat
 from sslx.graph import _host
-from sslx.graph._liveness import Liveness
-from sslx.graph._masks import Masks, every, within
-from sslx.graph._program import Equation, Value
+from sslx.graph._liveness import Facts, Liveness
+from sslx.graph._masks import Masks, every, uniform, within
+from sslx.graph._program import Equation, Value, build
 from sslx.graph._relation import Relation
 from sslx.graph._rules import reshape_groups
 
@@ -109,8 +110,60 @@ class Carrier:
         if eqn not in self._live.inner:
             return evaluate(eqn, self._live.relations[eqn], operands)
         (inside,) = self._live.inner[eqn].insides
-        carrier = Carrier(inside, operands)
-        return [carrier.of(v) for v in inside.program.outputs]
+        if not any(map(_jax_compat.is_traced, operands)):
+            return _results(inside, operands)
+        if eqn.name == "custom_vjp_call":
+            wide = [
+                _widened(x, dict(enumerate(v.shape)))
+                for v, x in zip(eqn.inputs, operands, strict=True)
+            ]
+            return eqn.bind([jnp.asarray(x) for x in wide])
+        if eqn.name == "custom_jvp_call":
+            return _with_jvp(eqn, inside, operands)
+        return _results(inside, operands)
+
+
+def _results(live: Liveness, operands: Sequence[Any]) -> list[Any]:
+    carrier = Carrier(live, operands)
+    return [carrier.of(v) for v in live.program.outputs]
+
+
+def _with_jvp(eqn: Equation, inside: Liveness, operands: list[Any]) -> list[Any]:
+    """A call on carriers, with the derivative rule that it has."""
+    smooth = [jnp.issubdtype(v.dtype, np.inexact) for v in eqn.inputs]
+
+    @jax.custom_jvp
+    def call(*arrays: Any) -> tuple[Any, ...]:
+        return tuple(jnp.asarray(x) for x in _results(inside, arrays))
+
+    @call.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        jaxpr, consts, zeros = _jax_compat.custom_jvp_jaxpr(
+            eqn.params, [not s for s in smooth]
+        )
+        live = Liveness(build(jaxpr, consts), fold=True)
+        known = [
+            Facts(uniform(v.shape, False), uniform(v.shape, True), static=True)
+            for v in live.program.inputs
+        ]
+        live.forward(known)
+        slopes = [t for t, s in zip(tangents, smooth, strict=True) if s]
+        results = _results(live, [*primals, *slopes])
+        outs, rest = results[: len(zeros)], iter(results[len(zeros) :])
+        outs = tuple(map(jnp.asarray, outs))
+        return outs, tuple(
+            no_tangent(x) if z else jnp.broadcast_to(next(rest), x.shape)
+            for x, z in zip(outs, zeros, strict=True)
+        )
+
+    return list(call(*(jnp.asarray(x) for x in operands)))
+
+
+def no_tangent(out: Any) -> Any:
+    """The tangent of a result that does not move."""
+    if jnp.issubdtype(out.dtype, np.inexact):
+        return jnp.zeros_like(out)
+    return np.zeros(out.shape, jax.dtypes.float0)
 
 
 def _taken(array: Any, places: Iterable[np.ndarray]) -> Any:

@@ -91,6 +91,12 @@ def _propagate(liveness: Liveness) -> None:
     for eqn in reversed(liveness.program.equations):
         body = liveness.inner.get(eqn)
         if isinstance(body, Call):
+            if body.is_custom and liveness.runs(eqn):
+                for outer, value in zip(
+                    eqn.inputs, body.inside.program.inputs, strict=True
+                ):
+                    wanted = body.inside.need.get(value)
+                    _seed_filled(liveness, outer, wanted or full(value, False))
             _through_call(liveness, eqn, body.inside)
             continue
         if body is not None:
@@ -122,7 +128,7 @@ def _through_call(liveness: Liveness, eqn: Equation, inside: Liveness) -> None:
     for outer, value in zip(eqn.outputs, inside.program.outputs, strict=True):
         if outer in need:
             add(inside.constant_need, value, need[outer])
-        if liveness.runs(eqn):
+        if liveness.runs(eqn) and inside.fold:
             _seed_filled(inside, value, liveness.alive(outer))
     _propagate(inside)
     for outer, value in zip(eqn.inputs, inside.program.inputs, strict=True):

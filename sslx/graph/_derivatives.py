@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sslx import _jax_compat
+from sslx.graph._carriers import no_tangent
 from sslx.graph._liveness import Facts, Liveness, full
 from sslx.graph._program import Equation, Program, Value, build
 from sslx.graph._relation import Masks
@@ -39,7 +40,8 @@ class Reduced:
         evaluate: Evaluate,
     ):
         self.eqn, self.inside, self.evaluate = eqn, inside, evaluate
-        self.given, self.outputs, self.carriers = given, outputs, carriers
+        self.given, self.outputs = given, outputs
+        self.carriers = carriers if inside.fold else [None for _ in carriers]
         self.present = [k for k, g in enumerate(given) if g is not None]
         self.smooth = [jnp.issubdtype(v.dtype, np.inexact) for v in eqn.inputs]
 
@@ -84,7 +86,7 @@ class Reduced:
         results = self._derive(program, [*self.pairs(primals), *slopes], wanted)
         outs, rest = results[: len(zeros)], iter(results[len(zeros) :])
         out_tangents = [
-            _no_tangent(out) if zero else next(rest)
+            no_tangent(out) if zero else next(rest)
             for out, zero in zip(outs, zeros, strict=True)
         ]
         return tuple(outs), tuple(out_tangents)
@@ -105,7 +107,7 @@ class Reduced:
 
             results, transpose = jax.vjp(call, *(primals[k] for k in smooth))
             rows = zip(results, outs, strict=True)
-            return transpose([next(given) if s else _no_tangent(x) for x, s in rows])
+            return transpose([next(given) if s else no_tangent(x) for x, s in rows])
 
         ends = [v for v, s in zip(self.eqn.outputs, outs, strict=True) if s]
         shapes = [
@@ -152,11 +154,4 @@ class Reduced:
         facts = self.inside.of(value)
         unread = self.inside.unread.get(value, full(value, False))
         zero = [g & z & ~u for g, z, u in zip(gone, facts.zero, unread, strict=True)]
-        rows = zip(gone, facts.constant, facts.zero, zero, strict=True)
-        return Facts(zero, [o | (g & c & ~z) for g, c, z, o in rows])
-
-
-def _no_tangent(out: Any) -> Any:
-    if jnp.issubdtype(out.dtype, np.inexact):
-        return jnp.zeros_like(out)
-    return np.zeros(out.shape, jax.dtypes.float0)
+        return Facts(zero, zero)

@@ -202,12 +202,15 @@ class Rewriter:
             if outer.literal is not None:
                 arrays.append(jnp.asarray(outer.array))
                 given.append(full(outer, True))
-            elif pair is None or need is None:
+            elif need is None or (pair is None and inside.fold):
                 arrays.append(None)
                 given.append(None)
-            else:
+            elif inside.fold or (pair is not None and within(need, pair[1])):
                 arrays.append(pair[0])
                 given.append(pair[1])
+            else:
+                arrays.append(self.deliver(outer, need))
+                given.append(need)
         outputs = [self.live.alive(v) for v in eqn.outputs]
         carriers = [functools.partial(self.carrier.of, v) for v in eqn.inputs]
 

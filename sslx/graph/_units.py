@@ -210,8 +210,8 @@ class _Graph:
     def _add_equation(self, eqn: Equation, rel: Relation) -> None:
         edges = _Edges()
         for link in rel.links:
-            source = (eqn.inputs[link.operand], link.in_axis)
-            target = (eqn.outputs[link.output], link.out_axis)
+            source = (eqn.inputs[link.operand], int(link.in_axis))
+            target = (eqn.outputs[link.output], int(link.out_axis))
             edges.add(source, target, link.in_label, link.out_label)
         for first, *rest in rel.sums:
             mine = (eqn.inputs[first.operand], first.axis)
