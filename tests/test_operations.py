@@ -83,14 +83,14 @@ def check(seed: int, settings: list[tuple[str, str]]) -> None:
         pytest.fail(f"seed {seed}: {text}\n{made}", pytrace=False)
 
 
-@pytest.mark.parametrize("start", range(0, 60, 12))
+@pytest.mark.parametrize("start", [0, 9])
 def test_compaction_of_operations_is_exact(start: int, x64) -> None:
-    for seed in range(start, start + 12):
+    for seed in range(start, start + 9):
         check(seed, [SETTINGS[seed % 6]])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", range(1000, 4000, 50))
+@pytest.mark.parametrize("start", [18, *range(1000, 4000, 50)])
 def test_compaction_of_operations_is_exact_on_many(start: int, x64) -> None:
     for seed in range(start, start + 50):
         check(seed, SETTINGS)

@@ -10,7 +10,7 @@ from tests.public.harness import Outcome, Variant, examine, units_of
 from tests.public.models import MODELS, build
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-QUICK = ("haiku.DeepRNN", "nnx.MultiHeadAttention")
+QUICK = ("haiku.DeepRNN",)
 CASES = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
     for name in MODELS

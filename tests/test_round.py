@@ -28,7 +28,9 @@ def test_any_network_stays_exact(seed, alignment):
         assert sizes[0] >= sizes[1]
 
 
-@pytest.mark.parametrize(("multiple", "names"), [(1, False), (4, True)])
+@pytest.mark.parametrize(
+    ("multiple", "names"), [pytest.param(1, False, marks=pytest.mark.slow), (4, True)]
+)
 def test_widths_of_a_residual_network(multiple, names):
     rng = np.random.default_rng(0)
     model = models.create("resnet8")
