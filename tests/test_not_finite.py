@@ -91,6 +91,7 @@ def test_no_transformation_hides_a_gradient_that_is_not_finite(name, value):
         assert not lost(slopes, optax.apply_updates(params, updates))
 
 
+@pytest.mark.slow
 def test_groups_with_a_nan_score_stay():
     params = tree(np.nan)
     groups = sslx.groups(params, {"k": sslx.FILTER})
@@ -122,6 +123,7 @@ def test_gates_let_nan_through(gate):
     assert not lost(bad.weights, psp.fold(groups, bad, gate))
 
 
+@pytest.mark.slow
 def test_gradients_at_zero_stay_finite():
     zero = {"k": jnp.zeros((4, 3))}
     groups = sslx.groups(zero, {"k": sslx.FILTER})

@@ -191,4 +191,5 @@ def _notes(
     axes: dict[str, list[str]] = {}
     for (value, axis), reason in reasons.items():
         axes.setdefault(reason, []).append(f"{paths[value]}[{axis}]")
-    return tuple(f"kept whole by {r}: {', '.join(names)}" for r, names in axes.items())
+    rows = ((reason, ", ".join(sorted(names))) for reason, names in axes.items())
+    return tuple(f"kept whole by {reason}: {names}" for reason, names in rows)
