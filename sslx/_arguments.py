@@ -51,7 +51,8 @@ def expect_number(
             raise TypeError(f"{what} must be {kind}, got {value!r}")
         numbers = numbers.astype(np.float32)
     inside = ((numbers >= low) & (numbers <= high)).all()
-    if not inside or (whole and (numbers != np.floor(numbers)).any()):
+    parts = np.isinf(numbers) | (numbers != np.floor(numbers))
+    if not inside or (whole and parts.any()):
         limits = "whole and " * whole + (
             f">= {low}" if high == math.inf else f"from {low} to {high}"
         )

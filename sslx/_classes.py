@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sslx._arguments import expect_number, expect_pattern
+from sslx._jax_compat import is_traced
 
 __all__ = ["GroupClass", "Groups", "Member", "first_matches"]
 
@@ -151,16 +152,21 @@ class Groups:
             New groups; `self` is unchanged.
 
         Raises:
-            ValueError: An expression matches no class, or a factor is negative.
+            ValueError: An expression matches no class, or a factor is negative, not
+                finite, traced or several numbers.
         """
         for name, value in multipliers.items():
-            expect_number(f"the multiplier of {name!r}", value)
+            what = f"the multiplier of {name!r}"
+            expect_number(what, value)
+            if is_traced(value) or np.ndim(value) or not np.isfinite(value):
+                raise ValueError(
+                    f"{what} must be one finite number, as groups are plain data, got"
+                    f" {value}; what changes from call to call goes into the penalty's"
+                    " strength"
+                )
         first = first_matches(multipliers, self.names, "class of groups")
-        bad = {k: v for k, v in multipliers.items() if not 0 <= v < math.inf}
-        if bad:
-            raise ValueError(f"multipliers must be finite and >= 0, got {bad}")
         classes = tuple(
-            dataclasses.replace(c, weight=c.weight * multipliers[first[c.name]])
+            dataclasses.replace(c, weight=c.weight * float(multipliers[first[c.name]]))
             if c.name in first
             else c
             for c in self.classes

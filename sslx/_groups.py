@@ -165,9 +165,9 @@ def norms(groups: Groups, tree: PyTree) -> dict[str, Array]:
         tree: Parameters, or anything shaped like them.
 
     Returns:
-        Class name -> norms, shaped by the axes that index the groups; float32, or
-        float64 for leaves in double precision. Classes whose leaves are all
-        `optax.MaskedNode` are left out.
+        Class name -> norms, in the order of the classes, shaped by the axes that index
+        the groups; float32, or float64 for leaves in double precision. Classes whose
+        leaves are all `optax.MaskedNode` are left out.
 
     Raises:
         ValueError: A leaf is missing or has another shape.
@@ -222,7 +222,7 @@ def alive(groups: Groups, tree: PyTree) -> dict[str, Array]:
         tree: Parameters, or anything shaped like them.
 
     Returns:
-        Class name -> booleans, shaped as in `norms(groups, tree)`.
+        Class name -> booleans, in order and shape as in `norms(groups, tree)`.
     """
     expect_groups(groups)
     leaves, _ = flatten(tree)
@@ -231,12 +231,12 @@ def alive(groups: Groups, tree: PyTree) -> dict[str, Array]:
 
 def class_norms(classes: Sequence[GroupClass], leaves: Leaves) -> dict[str, Array]:
     """Class name -> norms, from leaves by path."""
-    return _norms(tuple(classes), _inside(classes, leaves))
+    return in_order(classes, _norms(tuple(classes), _inside(classes, leaves)))
 
 
 def class_alive(classes: Sequence[GroupClass], leaves: Leaves) -> dict[str, Array]:
     """Class name -> whether a group has a nonzero entry."""
-    return _alive(tuple(classes), _inside(classes, leaves))
+    return in_order(classes, _alive(tuple(classes), _inside(classes, leaves)))
 
 
 def scale_classes(
@@ -271,6 +271,13 @@ _alive = jax.jit(_sites.nonzero_in, static_argnums=0)
 _scale = jax.jit(_sites.scaled, static_argnums=0)
 _add = jax.jit(_sites.added, static_argnums=0)
 _select = jax.jit(_sites.selected, static_argnums=0)
+
+
+def in_order(
+    classes: Sequence[GroupClass], values: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Values by class name in the order of the classes; JAX sorts the keys of dicts."""
+    return {c.name: values[c.name] for c in classes}
 
 
 def _inside(classes: Sequence[GroupClass], leaves: Leaves) -> Leaves:

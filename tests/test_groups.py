@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 
 from sslx import _groups as sg
+from sslx import select
 from sslx._groups import (
     BLOCK,
     CHANNEL,
@@ -248,7 +249,7 @@ def test_weights_multiply_and_leave_the_rest():
     assert all(c.weight == 1 for c in made.classes)
     with pytest.raises(ValueError, match=r"\['KERNEL'\] decide about no class"):
         made.weighted({"KERNEL": 2.0})
-    with pytest.raises(ValueError, match="must be >= 0, got -1"):
+    with pytest.raises(ValueError, match="multiplier of 'FILTER' must be >= 0, got -1"):
         made.weighted({"FILTER": -1.0})
 
 
@@ -322,6 +323,27 @@ def test_alive_is_not_fooled_by_underflow():
     made = groups(tree, {"k": FILTER})
     assert norms(made, tree)["k:FILTER"][0] == 0
     assert alive(made, tree)["k:FILTER"].tolist() == [True, False, True, True]
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        norms,
+        alive,
+        select.sum_abs,
+        lambda made, tree: select.taylor(made, tree, lambda t: jnp.sum(t["b"])),
+        lambda made, tree: select.taylor(made, tree, lambda t: t["b"][0, 0], order=2),
+        lambda made, tree: select.fisher(
+            made, tree, lambda t, x: jnp.sum(t["b"] * x[0]), jnp.ones((1, 2, 3))
+        ),
+    ],
+    ids=["norms", "alive", "sum_abs", "taylor", "taylor2", "fisher"],
+)
+def test_values_come_in_the_order_of_the_classes(measure):
+    tree = {"b": normal((2, 3)), "a": normal((3, 1))}
+    made = groups(tree, {"b": SHAPE | CHANNEL}) + groups(tree, {"a": LAYER | FILTER})
+    assert list(made.names) != sorted(made.names)
+    assert list(measure(made, tree)) == list(made.names)
 
 
 def test_precision_follows_the_leaves(x64):

@@ -61,6 +61,12 @@ CASES = [
     (lambda: GROUPS.weighted({"c": 2.0}), "decide about no class"),
     (lambda: GROUPS.weighted({"a": -1.0}), "must be >= 0, got -1.0"),
     (lambda: GROUPS.weighted({"a": NAN}), "multiplier of 'a' must be >= 0, got nan"),
+    (lambda: GROUPS.weighted({"a": np.inf}), "must be one finite number, as groups"),
+    (of(sslx.Groups.weighted, GROUPS, {"a": np.ones(2)}), "must be one finite number"),
+    (
+        lambda: jax.jit(of(sslx.Groups.weighted, GROUPS))({"a": 2.0}),
+        "the multiplier of 'a' must be one finite number",
+    ),
     (of(sslx.Groups.weighted, GROUPS, {"a": "2"}), "must be a number, got '2'"),
     (lambda: sslx.BLOCK(0, 2), "block sizes must be >= 1"),
     (lambda: sslx.Structure("x"), "exactly one of keep, drop and block"),
@@ -124,6 +130,7 @@ CASES = [
     (keep(0.5, scope="all"), "scope must be 'class' or 'global', got 'all'"),
     (keep(0.5, minimum=-1), "minimum must be whole and >= 0, got -1"),
     (keep(0.5, minimum=1.5), "minimum must be whole and >= 0, got 1.5"),
+    (keep(0.5, minimum=np.inf), "minimum must be whole and >= 0, got inf"),
     (keep(0.5, round_to=0), "round_to must be whole and >= 1, got 0"),
     (keep(0.5, ignore="c"), "ignore 'c' matches nothing"),
     (keep(0.5, ignore="("), "keep: ignore: '(' is no regular expression"),
@@ -194,3 +201,9 @@ def test_leaves_of_other_types_have_the_obvious_meaning(dtype):
     kept = sslx.scale(groups, tree, {"k:FILTER": jnp.asarray([True, True, False])})
     assert kept["k"].dtype == tree["k"].dtype
     assert np.asarray(kept["k"] != 0).tolist() == [[True, False, False]] * 2
+
+
+def test_multipliers_that_are_arrays_of_one_leave_groups_hashable():
+    weighted = of(sslx.Groups.weighted, GROUPS, {"a": jnp.float32(2)})()
+    assert weighted == GROUPS.weighted({"a": 2.0})
+    assert hash(weighted) == hash(GROUPS.weighted({"a": 2.0}))

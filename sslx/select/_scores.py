@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PyTree
 
 from sslx._arguments import expect_number, expect_pattern
 from sslx._classes import GroupClass, Groups, Member
-from sslx._groups import Leaves, expect_groups, flatten, present, scale
+from sslx._groups import Leaves, expect_groups, flatten, in_order, present, scale
 from sslx._sites import sums_of
 
 __all__ = [
@@ -133,7 +133,7 @@ def taylor(
     ones = _ones(groups)
     slopes = jax.grad(by_factor)(ones)
     if order == 1:
-        return jax.tree.map(jnp.square, slopes)
+        return in_order(groups.classes, jax.tree.map(jnp.square, slopes))
     flat, unravel = jax.flatten_util.ravel_pytree(ones)
 
     def product(direction: Array) -> Array:
@@ -151,7 +151,8 @@ def taylor(
         sample = lambda z: z * product(z)
         bends = jax.lax.map(sample, signs, batch_size=batch_size).mean(axis=0)
     change = lambda slope, bend: jnp.square(bend / 2 - slope)
-    return jax.tree.map(change, slopes, unravel(bends))
+    scores = jax.tree.map(change, slopes, unravel(bends))
+    return in_order(groups.classes, scores)
 
 
 def fisher(
@@ -187,7 +188,7 @@ def fisher(
         return jax.tree.map(jnp.square, slopes(ones))
 
     every = jax.lax.map(squares, batch, batch_size=batch_size)
-    return jax.tree.map(lambda s: s.mean(axis=0), every)
+    return in_order(groups.classes, jax.tree.map(lambda s: s.mean(axis=0), every))
 
 
 def lamp(scores: Scores) -> dict[str, Array]:
