@@ -200,17 +200,14 @@ class Rewriter:
         for outer, value, pair in zip(eqn.inputs, program.inputs, pairs, strict=True):
             need = inside.need.get(value)
             if outer.literal is not None:
-                arrays.append(jnp.asarray(outer.array))
-                given.append(full(outer, True))
-            elif need is None or (pair is None and inside.fold):
-                arrays.append(None)
-                given.append(None)
-            elif inside.fold or (pair is not None and within(need, pair[1])):
-                arrays.append(pair[0])
-                given.append(pair[1])
-            else:
-                arrays.append(self.deliver(outer, need))
-                given.append(need)
+                pair = jnp.asarray(outer.array), full(outer, True)
+            elif need is None:
+                pair = None
+            elif not inside.fold and (pair is None or not within(need, pair[1])):
+                pair = self.deliver(outer, need), need
+            array, masks = pair or (None, None)
+            arrays.append(array)
+            given.append(masks)
         outputs = [self.live.alive(v) for v in eqn.outputs]
         carriers = [functools.partial(self.carrier.of, v) for v in eqn.inputs]
 
