@@ -67,7 +67,13 @@ SHORT = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(m, marks=() if m in ("decay", "prune") else pytest.mark.slow)
+        for m in METHODS
+    ],
+)
 def test_every_method_ends_with_exact_zeros(few, trained, method):
     config = Config(method=method, sparse_epochs=1, **SHORT[method])
     context = make(few, trained, config, f"stage-{method}")

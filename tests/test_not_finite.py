@@ -37,7 +37,10 @@ def lost(before, after):
     return bool((~jnp.isfinite(before["k"]) & jnp.isfinite(after["k"])).any())
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "value",
+    [np.nan, *(pytest.param(v, marks=pytest.mark.slow) for v in (np.inf, -np.inf))],
+)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", PENALTIES)
 def test_no_proximal_operator_hides_what_is_not_finite(name, rule, value):
