@@ -21,6 +21,8 @@ def fault(made: Program, seed: int, settings: list[tuple[str, str]]) -> str | No
     Compact is dense, at full size again too; compacting twice removes nothing more.
     """
     params = made.params
+    if not params:
+        return None
     x = jax.random.normal(jax.random.key(seed), made.shapes[0], jnp.float64)
     small = {}
     for alignment, constants in settings:
