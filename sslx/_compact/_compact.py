@@ -361,13 +361,12 @@ def _reduced(
             + "\nfix: leave out strict=True to keep them, or rewrite that line"
         )
     plan, folded = planned(live, params, leaves, zeros)
-    small = {p: _own(plan.leaves[p].shrink(x), x) for p, x in leaves.items()}
     example = call._replace(arrays=tuple(struct(x) for x in call.arrays))
     kept = kept_zeros(live, list(zip(params, leaves, zeros.values(), strict=True)))
     reduced = analysed(traced, live, plan)
     return Compact(
         tracer,
-        unflatten(treedef, small),
+        _shrunk(plan, treedef, leaves),
         plan,
         folded,
         held,
@@ -399,17 +398,22 @@ def _tightened(
         for path, leaf in plan.leaves.items()
     }
     _, treedef = flatten(small.variables)
-    arrays = {p: _own(plan.leaves[p].shrink(x), x) for p, x in leaves.items()}
     return dataclasses.replace(
         small,
         plan=plan,
         folded=folded,
-        variables=unflatten(treedef, arrays),
+        variables=_shrunk(plan, treedef, leaves),
         kept_zeros=kept_zeros(
             live, list(zip(params, left, left.values(), strict=True))
         ),
         reductions={},
     )
+
+
+def _shrunk(plan: Plan, treedef: Any, leaves: Mapping[str, Any]) -> PyTree:
+    """The kept parts of the variables."""
+    rows = {p: _own(plan.leaves[p].shrink(x), x) for p, x in leaves.items()}
+    return unflatten(treedef, rows)
 
 
 def _own(small: Any, leaf: Any) -> Any:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from sslx._calls import Call, as_jax, on_host, struct
+from sslx._calls import Call, as_jax, struct
 from sslx._compact._analysis import needed, pairs
 from sslx._compact._plan import LeafPlan, Plan
 from sslx._compact._tracing import Traced
@@ -90,10 +90,7 @@ class Reduction:
     ) -> tuple[Rewriter, list[tuple[Any, Masks]]]:
         """What runs the program, and the inputs to run it on."""
         program = self.traced.program
-        carriers = [
-            Part(np.asarray(x) if on_host(x) else x, masks)
-            for x, masks in zip(leaves, self.kept, strict=True)
-        ]
+        carriers = [Part(x, masks) for x, masks in zip(leaves, self.kept, strict=True)]
         rest = program.inputs[len(leaves) :]
         inputs = [
             *zip(leaves, self.kept, strict=True),

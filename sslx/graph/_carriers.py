@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sslx import _jax_compat
+from sslx._calls import on_host
 from sslx.graph import _host
 from sslx.graph._liveness import Facts, Liveness
 from sslx.graph._masks import Masks, every, uniform, within
@@ -31,9 +32,14 @@ class Part(NamedTuple):
     array: Any
     masks: Masks
 
+    @property
+    def known(self) -> Any:
+        """The array, for NumPy to read if it is where NumPy can."""
+        return np.asarray(self.array) if on_host(self.array) else self.array
+
     def full(self) -> Any:
         """At full size, zeros included."""
-        array = self.array
+        array = self.known
         if all(map(every, self.masks)):
             return array
         if _host.on_host([array]):
@@ -64,7 +70,7 @@ class Carrier:
         given = self._pending.get(value)
         if isinstance(given, Part) and within(region, given.masks):
             rows = zip(given.masks, region, strict=True)
-            return _taken(given.array, [(np.cumsum(m) - 1)[r] for m, r in rows])
+            return _taken(given.known, [(np.cumsum(m) - 1)[r] for m, r in rows])
         return _taken(self.of(value), map(np.flatnonzero, region))
 
     def of(self, value: Value) -> Any:
@@ -110,15 +116,14 @@ class Carrier:
         if eqn not in self._live.inner:
             return evaluate(eqn, self._live.relations[eqn], operands)
         (inside,) = self._live.inner[eqn].insides
-        if not any(map(_jax_compat.is_traced, operands)):
-            return _results(inside, operands)
-        if eqn.name == "custom_vjp_call":
+        traced = any(map(_jax_compat.is_traced, operands))
+        if traced and eqn.name == "custom_vjp_call":
             wide = [
                 _widened(x, dict(enumerate(v.shape)))
                 for v, x in zip(eqn.inputs, operands, strict=True)
             ]
             return eqn.bind([jnp.asarray(x) for x in wide])
-        if eqn.name == "custom_jvp_call":
+        if traced and eqn.name == "custom_jvp_call":
             return _with_jvp(eqn, inside, operands)
         return _results(inside, operands)
 
@@ -148,15 +153,19 @@ def _with_jvp(eqn: Equation, inside: Liveness, operands: list[Any]) -> list[Any]
         ]
         live.forward(known)
         slopes = [t for t, s in zip(tangents, smooth, strict=True) if s]
-        results = _results(live, [*primals, *slopes])
-        outs, rest = results[: len(zeros)], iter(results[len(zeros) :])
-        outs = tuple(map(jnp.asarray, outs))
-        return outs, tuple(
-            no_tangent(x) if z else jnp.broadcast_to(next(rest), x.shape)
-            for x, z in zip(outs, zeros, strict=True)
-        )
+        return with_tangents(_results(live, [*primals, *slopes]), zeros)
 
     return list(call(*(jnp.asarray(x) for x in operands)))
+
+
+def with_tangents(results: Sequence[Any], zeros: Sequence[bool]) -> tuple[Any, Any]:
+    """Results, and the tangents that follow them but for those that do not move."""
+    outs = tuple(map(jnp.asarray, results[: len(zeros)]))
+    rest = iter(results[len(zeros) :])
+    return outs, tuple(
+        no_tangent(x) if z else jnp.broadcast_to(next(rest), x.shape)
+        for x, z in zip(outs, zeros, strict=True)
+    )
 
 
 def no_tangent(out: Any) -> Any:
@@ -196,31 +205,25 @@ def evaluate(eqn: Equation, rel: Relation, operands: list[Any]) -> list[Any]:
         return [_reshape(eqn, operands[0])]
     if eqn.name == "broadcast_in_dim":
         return [_broadcast(eqn, operands[0])]
-    shapes = [v.shape for v in eqn.inputs]
+    return sized(eqn, rel, operands, [v.shape for v in eqn.inputs])
+
+
+def sized(
+    eqn: Equation, rel: Relation, operands: list[Any], shapes: Sequence[Any]
+) -> list[Any]:
+    """One equation on carriers, perhaps over some terms and results only.
+
+    Args:
+      eqn: the equation; a product without groups where shapes are not its own.
+      rel: its relation.
+      operands: arrays, of size one where they do not vary.
+      shapes: the shapes of the operands, where they are not of size one.
+    """
     if eqn.name == "conv_general_dilated":
         made = _convolved(eqn, operands, shapes)
         if made is not None:
             return [made]
-    return _bound(eqn, _lined_up(eqn, rel, operands, shapes))
-
-
-def product(eqn: Equation, rel: Relation, operands: list[Any], sizes: Any) -> Any:
-    """A product of carriers over some terms and results only.
-
-    Args:
-      eqn: the product, without groups.
-      rel: its relation.
-      operands: arrays, of size one where they do not vary.
-      sizes: the shapes of the operands, where they are not of size one.
-    """
-    if eqn.name == "conv_general_dilated":
-        made = _convolved(eqn, operands, sizes)
-        if made is not None:
-            return made
-    return _bound(eqn, _lined_up(eqn, rel, operands, sizes))[0]
-
-
-def _bound(eqn: Equation, operands: list[Any]) -> list[Any]:
+    operands = _lined_up(eqn, rel, operands, shapes)
     made = _host.bind(eqn, operands) if operands and _host.on_host(operands) else None
     if made is not None:
         return [made]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sslx import _jax_compat
-from sslx.graph._carriers import no_tangent
+from sslx.graph._carriers import no_tangent, with_tangents
 from sslx.graph._liveness import Facts, Liveness, full
 from sslx.graph._program import Equation, Program, Value, build
 from sslx.graph._relation import Masks
@@ -84,12 +84,7 @@ class Reduced:
         ]
         program = build(jaxpr, consts)
         results = self._derive(program, [*self.pairs(primals), *slopes], wanted)
-        outs, rest = results[: len(zeros)], iter(results[len(zeros) :])
-        out_tangents = [
-            no_tangent(out) if zero else next(rest)
-            for out, zero in zip(outs, zeros, strict=True)
-        ]
-        return tuple(outs), tuple(out_tangents)
+        return with_tangents(results, zeros)
 
     def _vjp(self, operands: tuple[Any, ...], cotangents: tuple[Any, ...]) -> Any:
         count = len(self.smooth)

@@ -255,9 +255,7 @@ class Liveness:
 
     def nonzero_terms(self, equation: Equation, members: Sequence[Summed]) -> Mask:
         """Which terms of a sum are not zero, by label."""
-        facts = [self.of(equation.inputs[m.operand]) for m in members]
-        gone = [f.zero[m.axis] for f, m in zip(facts, members, strict=True)]
-        return _terms(equation, members, gone)
+        return _nonzero(equation, members, [self.of(v) for v in equation.inputs])
 
     def folds(self, equation: Equation, member: Summed) -> bool:
         """Whether constant terms of a product are added as one constant instead."""
@@ -476,9 +474,12 @@ def _sources(link: Link, value: Value) -> int:
 
 def _empty(eqn: Equation, members: Sequence[Summed], ins: list[Facts]) -> bool:
     """Whether every term of a sum is zero."""
-    return not some(
-        _terms(eqn, members, [ins[m.operand].zero[m.axis] for m in members])
-    )
+    return not some(_nonzero(eqn, members, ins))
+
+
+def _nonzero(eqn: Equation, members: Sequence[Summed], ins: list[Facts]) -> Mask:
+    """The terms of a sum that are not zero, by label."""
+    return _terms(eqn, members, [ins[m.operand].zero[m.axis] for m in members])
 
 
 def _terms(eqn: Equation, members: Sequence[Summed], gone: Sequence[Mask]) -> Mask:

@@ -11,7 +11,7 @@ import numpy as np
 
 from sslx import _jax_compat
 from sslx.graph._bodies import Call, Choice, Scan, While, stacked
-from sslx.graph._carriers import Carrier, evaluate, flatten_uniform, now, product
+from sslx.graph._carriers import Carrier, evaluate, flatten_uniform, now, sized
 from sslx.graph._constants import FoldedTerms, filled, folded
 from sslx.graph._copies import Piece, Step
 from sslx.graph._derivatives import Reduced
@@ -178,7 +178,7 @@ class Rewriter:
         if plain:
             rows = zip(eqn.inputs, regions, strict=True)
             arrays = [self.carrier.part(v, region) for v, region in rows]
-            result = product(eqn, rel, arrays, [sizes_of(r) for r in regions])
+            (result,) = sized(eqn, rel, arrays, [sizes_of(r) for r in regions])
         else:
             arrays = [self.carrier.of(v) for v in eqn.inputs]
             shape = [1] * len(eqn.inputs[row.member.operand].shape)
