@@ -11,10 +11,11 @@ import numpy as np
 
 from sslx import _jax_compat
 from sslx.graph._bodies import Call, Choice, Scan, While, stacked
-from sslx.graph._carriers import Carrier, evaluate, flatten_uniform, now, sized
+from sslx.graph._carriers import Carrier, flatten_uniform
 from sslx.graph._constants import FoldedTerms, filled, folded
 from sslx.graph._copies import Piece, Step
 from sslx.graph._derivatives import Reduced
+from sslx.graph._evaluate import now, sized
 from sslx.graph._host import on_host
 from sslx.graph._liveness import Liveness, full
 from sslx.graph._masks import Mask, Masks, both, is_region, sizes_of, some, within
@@ -186,7 +187,7 @@ class Rewriter:
             with now(arrays):
                 wide = arrays[row.member.operand]
                 arrays[row.member.operand] = _masked(row.mask.reshape(shape), wide)
-            (result,) = evaluate(eqn, rel, arrays)
+            (result,) = sized(eqn, rel, arrays, [v.shape for v in eqn.inputs])
         with now([result]):
             for axis, mask in enumerate(made):
                 if result.shape[axis] == mask.size > 1:
