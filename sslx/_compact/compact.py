@@ -67,8 +67,8 @@ def compact(
 
     Args:
       fn: any JAX function of `(variables, *args, **kwargs)`.
-      variables: tree of arrays; only these are reduced. Or of `jax.ShapeDtypeStruct`,
-        with `masks`; then the result holds shapes, and its plan shrinks real arrays.
+      variables: tree of arrays; only these are reduced, a scalar never, even if it is
+        zero. Or of `jax.ShapeDtypeStruct`, with `masks`; then the result holds shapes, and its plan shrinks real arrays.
       *args: an example call; shapes are enough. Arrays, real and complex numbers are
         traced, as by `jax.jit`; integers, booleans, strings and other objects are
         settings, and a call with another one is traced anew.

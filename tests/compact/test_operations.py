@@ -174,6 +174,22 @@ def test_poles_beside_constants(name: str, x64) -> None:
     jax.tree.map(np.testing.assert_allclose, got, want)
 
 
+def test_a_scalar_that_is_zero_may_train(x64) -> None:
+    """It stays among the variables, so calls of every shape compute with it."""
+
+    def fn(p, x):
+        return jnp.tanh(x @ p["dead"] + p["b"]) + p["gate"] * (x @ p["w"])
+
+    params = {"b": jnp.zeros(()), "gate": jnp.zeros(()), "w": jnp.ones((4, 3))}
+    params["dead"] = jnp.ones((4, 3)).at[:, :2].set(0)
+    small = sslx.compact(fn, params, jnp.ones((5, 4)))
+    moved = {"b": jnp.ones(()), "gate": jnp.ones(())}
+    for rows in (5, 2):
+        x = jnp.arange(4.0 * rows).reshape(rows, 4)
+        got = small.apply(small.variables | moved, x)
+        np.testing.assert_allclose(got, fn(params | moved, x))
+
+
 def test_leaves_of_which_nothing_is_left_come_back_at_full_size() -> None:
     fn = lambda p, x: x @ p["a"] @ p["b"] + 1
     params = {"a": jnp.zeros((5, 4)), "b": jnp.ones((4, 3))}
