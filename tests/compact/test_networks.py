@@ -6,7 +6,8 @@ import pytest
 
 import sslx
 from experiments import models
-from sslx import measure
+from sslx import measure, select
+from tests import small_models
 from tests.arrays import relative_error, sparse_variables
 
 NARROW = {
@@ -45,7 +46,7 @@ def concatenated(fn, variables, x) -> list[int]:
 def test_compact_networks_compute_the_same_with_less(name: str, x64) -> None:
     model = NARROW[name]
     variables, x = sparse(model, 0.4)
-    small = sslx.compact(model.apply, variables, x)
+    small = sslx.compact(model.apply)(variables, x)
     want = jax.jit(model.apply)(variables, x)
     got = jax.jit(small.apply)(small.variables, x)
     assert relative_error(got, want) < 1e-11
@@ -60,7 +61,7 @@ def test_compact_networks_compute_the_same_with_less(name: str, x64) -> None:
 def test_compact_networks_of_full_size_compute_the_same(name: str) -> None:
     model = models.create(name)
     variables, x = sparse(model, 0.4, np.float32, size=32)
-    small = sslx.compact(model.apply, variables, x)
+    small = sslx.compact(model.apply)(variables, x)
     want = jax.jit(model.apply)(variables, x)
     got = jax.jit(small.apply)(small.variables, x)
     assert relative_error(got, want) < 1e-5
@@ -75,7 +76,7 @@ def test_concatenations_shrink_to_the_channels_that_live(x64) -> None:
         layer, *inner = path.split("/")
         leaf = params[layer][inner[0]] if inner else params[layer]
         leaf["kernel"] = leaf["kernel"].at[..., :count].set(0)
-    small = sslx.compact(model.apply, variables, x)
+    small = sslx.compact(model.apply)(variables, x)
     want = jax.jit(model.apply)(variables, x)
     got = jax.jit(small.apply)(small.variables, x)
     assert relative_error(got, want) < 1e-12
@@ -104,7 +105,7 @@ def test_a_channel_that_no_layer_reads_leaves_the_concatenations(reader, x64) ->
         inner = "conv" if name == "transition1" else "conv1"
         kernel = params[name][inner]["kernel"]
         params[name][inner]["kernel"] = kernel.at[:, :, 5].set(0)
-    small = sslx.compact(model.apply, variables, x)
+    small = sslx.compact(model.apply)(variables, x)
     want = jax.jit(model.apply)(variables, x)
     got = jax.jit(small.apply)(small.variables, x)
     assert relative_error(got, want) < 1e-12
@@ -113,3 +114,17 @@ def test_a_channel_that_no_layer_reads_leaves_the_concatenations(reader, x64) ->
     inner = "conv" if gone else "conv1"
     kept = small.variables["params"][reader][inner]["kernel"].shape[2]
     assert kept == width[reader] - 1
+
+
+@pytest.mark.parametrize("name", ["mixer", "vision_transformer"])
+def test_the_rows_of_a_summary_add_up_to_the_cost(name: str) -> None:
+    made = small_models.model(name)
+    with jax.numpy_rank_promotion("allow"):
+        units = sslx.units(made.fn)(made.params, made.x)
+        masks = select.keep(units, sslx.norms(units, made.params), 0.6)
+        small = sslx.compact(made.fn)(sslx.scale(units, made.params, masks), made.x)
+        rows = small.rows()
+        before = measure.cost(made.fn, made.params, made.x)
+        after = measure.cost(small.apply, small.variables, made.x)
+    assert sum(row["macs_before"] for row in rows) == before.macs
+    assert sum(row["macs_after"] for row in rows) == after.macs < before.macs

@@ -29,7 +29,7 @@ def fault(made: Program, seed: int, settings: list[tuple[str, str]]) -> str | No
     for alignment, constants in settings:
         options = {"alignment": alignment, "constants": constants}
         try:
-            small[alignment, constants] = sslx.compact(made.apply, params, x, **options)
+            small[alignment, constants] = sslx.compact(made.apply, **options)(params, x)
         except Exception as error:
             return f"{alignment} {constants}: compact raises {error!r:.300}"
 
@@ -62,7 +62,7 @@ def again(small: sslx.Compact, x: jax.Array, alignment: str, constants: str) -> 
         return ""
     options = {"alignment": alignment, "constants": constants}
     try:
-        twice = sslx.compact(small.apply, small.variables, x, **options)
+        twice = sslx.compact(small.apply, **options)(small.variables, x)
     except Exception as error:
         return f"{alignment} {constants}: compacting again raises {error!r:.300}"
     left = [p for p, n in twice.plan.leaves.items() if n.small_shape != n.shape]
@@ -166,7 +166,7 @@ def test_poles_beside_constants(name: str, x64) -> None:
     def fn(p, x):
         return (POLES[name](x @ p["u"] + p["b"], x @ p["y"] + p["c"]) + 1) @ p["w"]
 
-    small = sslx.compact(fn, params, x)
+    small = sslx.compact(fn)(params, x)
     np.testing.assert_allclose(small.apply(small.variables, x), fn(params, x))
     got = jax.grad(lambda p: small.apply(p, x).sum())(small.variables)
     want = jax.grad(lambda p: fn(p, x).sum())(params)
@@ -182,7 +182,7 @@ def test_a_scalar_that_is_zero_may_train(x64) -> None:
 
     params = {"b": jnp.zeros(()), "gate": jnp.zeros(()), "w": jnp.ones((4, 3))}
     params["dead"] = jnp.ones((4, 3)).at[:, :2].set(0)
-    small = sslx.compact(fn, params, jnp.ones((5, 4)))
+    small = sslx.compact(fn)(params, jnp.ones((5, 4)))
     moved = {"b": jnp.ones(()), "gate": jnp.ones(())}
     for rows in (5, 2):
         x = jnp.arange(4.0 * rows).reshape(rows, 4)
@@ -193,6 +193,6 @@ def test_a_scalar_that_is_zero_may_train(x64) -> None:
 def test_leaves_of_which_nothing_is_left_come_back_at_full_size() -> None:
     fn = lambda p, x: x @ p["a"] @ p["b"] + 1
     params = {"a": jnp.zeros((5, 4)), "b": jnp.ones((4, 3))}
-    small = sslx.compact(fn, params, jnp.ones((2, 5)))
+    small = sslx.compact(fn)(params, jnp.ones((2, 5)))
     assert jax.tree.map(jnp.shape, small.variables) == {"a": (0, 0), "b": (0, 0)}
     assert jax.tree.map(jnp.shape, small.expand()) == {"a": (5, 4), "b": (4, 3)}
