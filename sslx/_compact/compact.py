@@ -289,10 +289,10 @@ def _fastest(ways: list[Compact], args: Any, kwargs: Any) -> Compact:
     tuned = [way.lowered(*args, lowering="measure", **kwargs) for way in distinct]
     if len(tuned) == 1:
         return tuned[0]
-    programs = {
-        str(k): (way.tuned, take_apart((way.variables, *args), kwargs))
+    calls = {
+        str(k): (way.tuned, (way.variables, *args), kwargs)
         for k, way in enumerate(tuned)
         if way.tuned is not None
     }
-    seconds = program_seconds(programs)
+    seconds = program_seconds(calls)
     return tuned[int(min(seconds, key=seconds.__getitem__))]
