@@ -174,7 +174,7 @@ def time_stack(name: str, batch: int, seed: int, config: Config) -> dict[str, An
     shape = cases["conv1"].dense.lhs
     x = jax.random.normal(jax.random.key(seed), shape)
     tuned = sslx.tune(stack, lowering="measure", cache=config.cache)
-    small = sslx.compact(stack, masked, x)
+    small = sslx.compact(stack)(masked, x)
     small = small.lowered(x, lowering="measure", cache=config.cache)
     dense = tuned.lower(full, x).compile()
     compact, _ = timing.compiled(

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import jax
 
 from sslx import _jax_compat
-from sslx._calls import require_word, take_apart
+from sslx._calls import require_function, require_word, take_apart
 from sslx.lowering import _programs
 from sslx.lowering._choices import Choices, Found
 from sslx.lowering._conv import Columns, Conv
@@ -326,8 +326,7 @@ def tune(
       >>> print(fast)
       >>> step = sslx.tune(step, donate_argnums=0)
     """
-    if not callable(fn):
-        raise TypeError(f"fn: got {type(fn).__name__}, expected a function")
+    require_function(fn)
     if _example:
         raise TypeError(
             "tune takes a function only; fix: call what it returns, "
