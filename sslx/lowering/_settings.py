@@ -22,12 +22,12 @@ class Settings(NamedTuple):
     def of(
         cls,
         fn: Callable[..., Any],
-        places: int | Sequence[int] | None,
-        names: str | Iterable[str] | None,
+        argnums: int | Sequence[int] | None,
+        argnames: str | Iterable[str] | None,
     ) -> "Settings":
         """From `static_argnums` and `static_argnames`, each completed by the other."""
-        places = {places} if isinstance(places, int) else set(places or ())
-        names = {names} if isinstance(names, str) else set(names or ())
+        places = {argnums} if isinstance(argnums, int) else set(argnums or ())
+        names = {argnames} if isinstance(argnames, str) else set(argnames or ())
         parameters = list(enumerate(_parameters(fn)))
         named = {k for k, name in parameters if name in names}
         placed = {name for k, name in parameters if k in places}
