@@ -138,6 +138,18 @@ class Compact:
         tuned.choices(self.variables, *args, **kwargs)
         return dataclasses.replace(plain, tuned=tuned)
 
+    def with_variables(self, variables: PyTree) -> "Compact":
+        """The same network with other values, such as trained ones, to save or expand.
+
+        Args:
+          variables: of the structure and shapes of `self.variables`.
+
+        Raises:
+          ValueError: they do not fit the plan.
+        """
+        checked(self.plan, variables)
+        return dataclasses.replace(self, variables=variables)
+
     def expand(self, variables: PyTree | None = None) -> PyTree:
         """Full-size variables with which `fn` gives the same output.
 
