@@ -50,7 +50,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         return {lowering.XLA: 2.0, lowering.rule(conv): 1.0}
 
     monkeypatch.setattr(lowering.Cache, "timings", timings)
-    for place in ("sslx.lowering", "sslx.lowering._tune"):
+    for place in ("sslx.lowering", "sslx.lowering._programs"):
         monkeypatch.setattr(f"{place}.option_sets", lambda: [{}])
 
 
