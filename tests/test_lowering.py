@@ -88,7 +88,6 @@ def operands(conv: Conv, seed: int = 0) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(rng.standard_normal(conv.lhs)), jnp.asarray(w)
 
 
-@hypothesis.settings(max_examples=30, deadline=None)
 @hypothesis.given(specifications(), st.integers(0, len(FORMS) - 1))
 def test_every_form_is_exact(spec: dict[str, Any], start: int) -> None:
     conv = convolution(**spec)
@@ -219,7 +218,6 @@ def on_padded(conv: Conv, x: jax.Array, w: jax.Array) -> jax.Array:
     return dataclasses.replace(conv, **plain).run(whole, w)
 
 
-@hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.given(
     specifications(),
     st.sampled_from(MACHINES),
@@ -326,7 +324,6 @@ def epilogues(draw: st.DrawFn) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-@hypothesis.settings(max_examples=25, deadline=None)
 @hypothesis.given(specifications(), st.sampled_from(MACHINES), epilogues())
 def test_epilogues_are_exact(
     spec: dict[str, Any], machine: Machine, steps: tuple[Step, ...]
@@ -464,7 +461,6 @@ def test_tuned_functions_run_inside_others() -> None:
     np.testing.assert_allclose(found, wanted, 1e-5)
 
 
-@hypothesis.settings(max_examples=10, deadline=None)
 @hypothesis.given(st.integers(1, 3), st.integers(1, 3), st.integers(0, 2))
 def test_sums_as_products_are_exact(leading: int, kept: int, other: int) -> None:
     with jax.enable_x64(True):
@@ -533,7 +529,6 @@ def test_the_rule_gathers_where_most_columns_are_zero() -> None:
     assert first.form.kind == "gather_columns" and second.form.kind == "crop"
 
 
-@hypothesis.settings(max_examples=10, deadline=None)
 @hypothesis.given(st.data())
 def test_pools_as_slices_are_exact(data: st.DataObject) -> None:
     ndim = data.draw(st.integers(1, 2))
@@ -596,7 +591,6 @@ def test_channels_are_moved_exactly(count: int, dtype: str) -> None:
         np.testing.assert_array_equal(sslx.tune(fill, nan)(nan), fill(nan))
 
 
-@hypothesis.settings(max_examples=20, deadline=None)
 @hypothesis.given(specifications())
 def test_direct_convolutions_are_counted(spec: dict[str, Any]) -> None:
     conv = convolution(**spec | {"density": 1.0})

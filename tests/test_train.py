@@ -288,7 +288,7 @@ def test_four_devices_compute_what_one_does(digits, tmp_path):
     script.write_text(MESH.format(root=str(ROOT), tests=tests))
     done = subprocess.run(
         [sys.executable, str(script)],
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "4"},
         capture_output=True,
         text=True,
         timeout=240,
