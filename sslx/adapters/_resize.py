@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sslx._compact import Compact, apply_plan, compact
-from sslx._groups import flatten, unflatten
+from sslx._compact.analysis.report import Held
+from sslx._compact.compact import compact
+from sslx._compact.compacted import Compact
+from sslx._compact.plan import apply_plan
+from sslx._groups.groups import flatten, unflatten
 from sslx.adapters import _sizes
 from sslx.adapters._runs import Failure, Reference, Side, concrete
 from sslx.adapters._sizes import Build, Part, Place, Sizes
-from sslx.graph import Held
 
 _TRIES = 64
 
