@@ -86,7 +86,7 @@ def test_every_method_ends_with_exact_zeros(few, trained, method):
         assert result["group_sparsity"] == pytest.approx(0.5, abs=0.01)
     else:
         assert 0.02 < result["group_sparsity"] < 1
-    logits = context.model.apply(context.sparse, context.images(32))
+    logits = jax.jit(context.model.apply)(context.sparse, context.images(32))
     right = float((logits.argmax(-1) == few.test_labels).mean())
     assert right == pytest.approx(result["test_accuracy"], abs=1e-6)
     if method == "decay":

@@ -75,7 +75,7 @@ def test_one_step_is_the_textbooks(digits):
         return -picked.mean(), updated["batch_stats"]
 
     params = stage.variables["params"]
-    (loss, stats), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+    (loss, stats), grads = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(params)
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     jax.tree.map(close, new.variables["params"], expected)

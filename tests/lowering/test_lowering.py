@@ -409,9 +409,10 @@ def test_gradients_pass_through() -> None:
             y = layer(jnp.tanh(layer(x, variables["dense"])), variables["one"])
             return jnp.sum(y**2)
 
-        expected = jax.grad(loss)(variables, x)
+        slope = lambda fn: jax.jit(jax.grad(fn))(variables, x)
+        expected = slope(loss)
         outer = sslx.tune(jax.grad(loss), variables, x)(variables, x)
-        inner = jax.grad(sslx.tune(loss, variables, x).apply)(variables, x)
+        inner = slope(sslx.tune(loss, variables, x).apply)
         for name, array in expected.items():
             np.testing.assert_allclose(outer[name], array, 1e-10)
             np.testing.assert_allclose(inner[name], array, 1e-10)
@@ -493,7 +494,9 @@ def sparse_columns() -> dict[str, jax.Array]:
     return {"first": jnp.asarray(first), "second": jnp.asarray(second)}
 
 
-@pytest.mark.parametrize("mode", ["rule", "measure"])
+@pytest.mark.parametrize(
+    "mode", ["rule", pytest.param("measure", marks=pytest.mark.slow)]
+)
 def test_compact_leaves_out_zero_columns(mode, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with jax.enable_x64(True):
