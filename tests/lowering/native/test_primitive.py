@@ -167,8 +167,8 @@ DEVICES = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from sslx import lowering
-from sslx.lowering import _llvm
-from tests.test_primitive import layer
+from sslx.lowering._native import llvm
+from tests.lowering.native.test_primitive import layer
 
 jax.config.update("jax_enable_x64", True)
 assert jax.device_count() == 4
@@ -234,7 +234,7 @@ WITHOUT_LLVM = """
 import sys, warnings
 sys.modules["llvmlite"] = sys.modules["llvmlite.binding"] = None
 import jax, jax.numpy as jnp, numpy as np, sslx
-from tests.test_primitive import layer
+from tests.lowering.native.test_primitive import layer
 
 x, w = jnp.ones((1, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
 with warnings.catch_warnings(record=True) as found:
