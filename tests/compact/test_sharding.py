@@ -76,8 +76,7 @@ assert s.variables["a"].shape == (4, 16)
 
 
 def test_several_devices() -> None:
-    flags = "--xla_force_host_platform_device_count=4"
-    settings = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    settings = {**os.environ, "JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", textwrap.dedent(PROGRAM)]
     done = subprocess.run(
         command, env=settings, capture_output=True, text=True, timeout=600
