@@ -1,4 +1,10 @@
-"""`compact`: dead-code elimination, one channel at a time, on the jaxpr."""
+"""`compact`: dead-code elimination, one channel at a time, on the jaxpr.
+
+The call is traced (`jaxpr.tracing`), analysed until nothing more is found dead
+(`analysis.fixed_point`), and what is left of the variables is the plan. Then the
+reduced program is evaluated on shapes: if an equation fails, it is treated as one
+without a rule, and the analysis starts over.
+"""
 
 import dataclasses
 import functools
@@ -85,19 +91,19 @@ def compact(
         Linen's `mutable=` names in a call are state without being named here.
       groups: with `masks`, the groups that they speak of.
       masks: class name -> True where a group is kept (`select.keep`, `sslx.alive`); the
-        others count as zero, and values are not looked at. Classes left out are kept.
+        others count as zero, whatever their values. Classes left out are kept.
       alignment: where operands disagree about their alive slices, `"align"` keeps what
         lines up, `"scatter"` moves data at run time, `"auto"` estimates which costs
         less (`sslx._compact.analysis.alignment.MACS_PER_MOVE`).
       constants: `"fold"` computes channels that no longer depend on the input apart
         from the data, once per call, from the variables they are made of (a bias, the
         statistics of a norm, the weights that read them), which therefore stay, train
-        and change as before; `"keep"` goes on computing them beside the others.
+        and change as before; `"keep"` computes them with the others, as before.
       strict: raise if a primitive without a rule keeps parameters from being reduced.
       check: run both functions on random inputs of the example's shapes (and what they
         call back), and raise where they differ.
-      round_to: keep so many dead channels that the widths of products of data and
-        weights are multiples of it; `kept_zeros` lists them, and `summary` counts them.
+      round_to: keep some dead channels, to make the widths of products of data and
+        weights multiples of it; `kept_zeros` lists them, and `summary` counts them.
         None leaves that to `lowering`, which rounds where it has measured a gain.
       lowering: how what is left is computed. `"xla"` leaves it to XLA. `"rule"` takes
         forms and compiler options by rules for CPUs (`sslx.tune`). `"measure"` times
@@ -114,7 +120,7 @@ def compact(
         then the result holds shapes, and its plan shrinks real arrays.
       - `*args, **kwargs`: the rest of the call; shapes are enough. Arrays, real and
         complex numbers are traced, as by `jax.jit`; integers, booleans, strings and
-        other objects are settings, and a call with another one is traced anew.
+        other objects are settings, and a call with other settings is traced again.
 
       What could not be reduced is kept as it is, and `held_back` says why.
 
@@ -150,7 +156,7 @@ def compact(
         traced = tracer(variables, identity, dtypes, call)
         given = _Given(tracer, treedef, traced, leaves, zeros, call)
         reduce = functools.partial(
-            _reduce, given, look=look, fold=constants == "fold", strict=strict
+            _reduce, given, look=look, fold_constants=constants == "fold", strict=strict
         )
         if lowering == "measure":
             ways = [reduce(*way) for way in _ways(alignment, round_to)]
@@ -188,13 +194,13 @@ def _reduce(
     widths: Widths | None,
     *,
     look: Look,
-    fold: bool,
+    fold_constants: bool,
     strict: bool,
 ) -> Compact:
     """The network on its alive slices; equations that cannot be reduced stay whole."""
     traced, leaves = given.traced, given.leaves
     while True:
-        live = Liveness(traced.program, fold=fold)
+        live = Liveness(traced.program, fold_constants=fold_constants)
         zeros = fixed_point(live, traced, leaves, given.zeros, alignment, look, widths)
         found = given._replace(zeros=zeros)
         small = _reduced(found, live, strict)
@@ -223,7 +229,7 @@ def _zeroed(leaves: Mapping[str, Any], zeros: Mapping[str, Masks]) -> dict[str, 
 
 
 def _keep_whole(tracer: Tracer, traced: Traced, error: Fault) -> None:
-    """Take an equation that could not be reduced as it is; or all, if none is known.
+    """Keep an equation that could not be reduced as it is; or all, if none is known.
 
     Raises:
       RuntimeError: all are.
@@ -257,13 +263,13 @@ def _reduced(given: _Given, live: Liveness, strict: bool) -> Compact:
         held,
         _lined_up(given, live, given.zeros),
         given.call._replace(arrays=arrays),
-        live.fold,
-        reductions={} if reduced is None else {given.traced: reduced},
+        live.fold_constants,
+        _programs={} if reduced is None else {given.traced: reduced},
     )
 
 
 def _tightened(small: Compact, given: _Given, live: Liveness) -> Compact:
-    """Without slices that line up with what is dead by the plan alone.
+    """The result without slices that line up with what the plan alone finds dead.
 
     To line up, the analysis keeps slices of parameters and of what is made of them; a
     slice that is zero by a literal is zero again where the plan is all that is known.
@@ -282,7 +288,7 @@ def _tightened(small: Compact, given: _Given, live: Liveness) -> Compact:
         folded=folded,
         variables=_shrunk(plan, given.treedef, given.leaves),
         kept_zeros=_lined_up(given, live, left),
-        reductions={},
+        _programs={},
     )
 
 

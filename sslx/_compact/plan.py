@@ -27,8 +27,8 @@ class LeafPlan:
     Attributes:
       shape: its full shape.
       kept: per axis, the kept indices in ascending order; None means all.
-      zero: per axis, which of the removed indices hold nothing but zeros, as far as
-        the kept slices of the other axes go; None means none.
+      zero: per axis, the removed indices that hold only zeros within the kept slices
+        of the other axes; None means none.
     """
 
     shape: tuple[int, ...]
@@ -83,7 +83,7 @@ class LeafPlan:
         return jnp.zeros(self.shape, array.dtype).at[places].set(array)
 
     def then(self, later: "LeafPlan") -> "LeafPlan":
-        """This part, and of that part another."""
+        """This part, and then another part of it."""
         kept, zero = [], []
         for axis in range(len(self.shape)):
             mine, more = self.indices(axis), later.kept[axis]
@@ -247,7 +247,7 @@ def _each(plan: Plan, tree: PyTree, small: bool, look: bool) -> PyTree:
 def _each_in_one_vector(
     plan: Plan, names: tuple[str, ...], vector: Any, small: bool
 ) -> Any:
-    """Several parameters one after the other, each shrunk or expanded."""
+    """A vector of several parameters in sequence, each shrunk or expanded."""
     parts, start = [], 0
     for name in names:
         entry = plan.leaves[name]
@@ -286,7 +286,7 @@ def _strange(plan: Plan, path: str, leaf: Any) -> str:
 
 
 def _without_collection(plan: Plan, parts: list[str]) -> str | None:
-    """The parameter that is the path's tail, but for its own leading collection."""
+    """The parameter whose path, without its collection, the path ends with."""
     found = {
         name
         for name in plan.leaves

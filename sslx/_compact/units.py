@@ -1,4 +1,9 @@
-"""`units`: what has to be removed together, found by the rules that compaction uses."""
+"""`units`: what has to be removed together, by the rules that compaction uses.
+
+Families of slices that go together are found in the axis graph (`analysis.families`).
+That a unit can be removed is then tried: with half of the units zero at a time, the
+analysis of `compact` has to find all their slices dead, or the unit is left out.
+"""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -8,10 +13,12 @@ import numpy as np
 from jaxtyping import PyTree
 
 from sslx._calls import require_function, take_apart
+from sslx._compact.analysis.axis_graph import Node
+from sslx._compact.analysis.facts import full
 from sslx._compact.analysis.families import Family, families
 from sslx._compact.analysis.fixed_point import fixed_point
 from sslx._compact.analysis.kinds import is_stream, kind_of
-from sslx._compact.analysis.liveness import Liveness, full
+from sslx._compact.analysis.liveness import Liveness
 from sslx._compact.jaxpr.arguments import read_variables
 from sslx._compact.jaxpr.masks import is_region
 from sslx._compact.jaxpr.program import Equation, Value
@@ -19,8 +26,6 @@ from sslx._compact.jaxpr.state import expressions
 from sslx._compact.jaxpr.tracing import Traced, Tracer, whole_leaf
 from sslx._compact.plan import Plan
 from sslx._groups.classes import GroupClass, Groups, Member
-
-Node = tuple[Value, int]
 
 
 def units(
@@ -32,7 +37,7 @@ def units(
     """The sets of slices of the variables that have to be removed together.
 
     A unit is a channel with all it is made of: the filters that produce it, the scales
-    and biases of its norms, the input channels of all that read it, through residual
+    and biases of its norms, the input channels of all its readers, through residual
     adds, concatenations, attention heads and shared weights. If all entries of any
     units are zero, `compact` removes just these slices; with a part of a unit there
     would be no consistent program.
@@ -79,7 +84,7 @@ def units(
 
 def _units(traced: Traced, leaves: Mapping[str, Any], pin: Sequence[str]) -> Groups:
     paths = dict(zip(traced.program.inputs, leaves, strict=False))
-    live = Liveness(traced.program, fold=False)
+    live = Liveness(traced.program, fold_constants=False)
     none = {p: [np.zeros(n, bool) for n in x.shape or (1,)] for p, x in leaves.items()}
     fixed_point(live, traced, leaves, none, alignment="align", look=None)
     found, reasons = families(live, list(paths), _frozen(traced, paths, pin))
@@ -137,7 +142,7 @@ class _Trial:
             for (value, axis), mask in nodes.items():
                 masks = zeros[self.params[value]]
                 masks[axis] = masks[axis] | mask
-        live = Liveness(self.traced.program, fold=True)
+        live = Liveness(self.traced.program, fold_constants=True)
         fixed_point(live, self.traced, self.leaves, zeros, "align", look=None)
         return live
 
@@ -200,9 +205,7 @@ def _classes(
     return tuple(classes.values())
 
 
-def _notes(
-    reasons: Mapping[tuple[Value, int], str], paths: Mapping[Value, str]
-) -> tuple[str, ...]:
+def _notes(reasons: Mapping[Node, str], paths: Mapping[Value, str]) -> tuple[str, ...]:
     """One line per reason, with all the axes it keeps whole."""
     axes: dict[str, list[str]] = {}
     for (value, axis), reason in reasons.items():

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sslx._compact.analysis.report import Held
+from sslx._compact.analysis.report import HeldBack
 from sslx._compact.compact import compact
 from sslx._compact.compacted import Compact
 from sslx._compact.plan import apply_plan
@@ -73,7 +73,7 @@ def reduced(
       kwargs: of the call.
     """
     options = {"alignment": "align", "constants": "keep", "strict": strict}
-    held: dict[str, Held] = {}
+    held: dict[str, HeldBack] = {}
     first: Unfit | None = None
     while True:
         whole, paths = _filled(variables, held)
@@ -96,7 +96,9 @@ def reduced(
                 place = place.rpartition("/")[0]
             if strict or not place:
                 raise first from None
-            held[place] = Held("the module", f"{place} ({text.splitlines()[0]})", ())
+            held[place] = HeldBack(
+                "the module", f"{place} ({text.splitlines()[0]})", ()
+            )
 
 
 def _filled(
@@ -218,10 +220,10 @@ def _parts(library: Library, versions: Versions) -> dict[str, Part]:
 
 def _seen(small: Compact, args: tuple[Any, ...], kwargs: Any) -> dict[int, set[int]]:
     """To which sizes the axes of each size went, over the values of the program."""
-    if not small.reductions:
+    if not small._programs:
         jax.eval_shape(lambda v: small.apply(v, *args, **kwargs), small.variables)
     found: dict[int, set[int]] = {}
-    for traced, reduced in small.reductions.items():
+    for traced, reduced in small._programs.items():
         for equation in traced.program.equations:
             for value in equation.outputs:
                 for mask in reduced.live.alive(value):
