@@ -117,7 +117,7 @@ class _Trial:
         return [f for f in left if f is not None]
 
     def staying(self, found: Sequence[Family]) -> list[set[int]]:
-        """Per family, the units of which something is kept; half are zero at a time."""
+        """Per family, the units of which something stays when half of all are zero."""
         stay: list[set[int]] = [set() for _ in found]
         for parity in (0, 1):
             dead = [
@@ -148,7 +148,7 @@ class _Trial:
 
 
 def _apart(found: Sequence[Family]) -> list[list[int]]:
-    """The families in parts, of which none has two on one axis."""
+    """The families, in parts within which no two share an axis."""
     parts: list[tuple[list[int], set[Node]]] = []
     for k, family in enumerate(found):
         nodes = set(family.labels)

@@ -38,7 +38,7 @@ def align(
     alignment: Alignment,
     outputs: Sequence[tuple[Value, Masks]] = (),
 ) -> bool:
-    """Force what is better kept computed; whether anything was.
+    """Force slices that cost less to compute than to move; whether any were.
 
     `outputs` are slices that the results line up with if all is aligned; otherwise they
     are moved into place once, at the very end.
@@ -159,7 +159,7 @@ def _align_equation(
 def _align_sums(
     liveness: Liveness, eqn: Equation, targets: list[Masks], alignment: Alignment
 ) -> bool:
-    """Keep zero weights where leaving them out would need a gather that costs more."""
+    """Keep zero weights where the gather that leaves them out would cost more."""
     changed = False
     for members in liveness.relations[eqn].sums:
         if len(members) != 2:

@@ -44,7 +44,7 @@ class AxisGraph:
         self._add_program(liveness)
 
     def freeze(self, value: Value, reason: str, skip: Sequence[int] = ()) -> None:
-        """Nothing may be removed from a value, some axes apart."""
+        """Keep a value whole, except along some axes."""
         if 0 in value.shape:
             return
         for axis in range(len(value.shape)):
@@ -106,7 +106,7 @@ class AxisGraph:
 
 
 class _Edges:
-    """The ports of one equation; `spread` are single slices that several hang on."""
+    """The ports of one equation; `spread` are axes whose one slice has several."""
 
     def __init__(self) -> None:
         self.ports: dict[Node, Port] = {}
@@ -139,7 +139,7 @@ class _Edges:
             (a, a_label, sizes[1], b_label),
             (b, b_label, sizes[0], a_label),
         ):
-            if one[0].shape[one[1]] == 1 and _hanging(mine, theirs, size) != 1:
+            if one[0].shape[one[1]] == 1 and _belonging(mine, theirs, size) != 1:
                 self.spread.append(one)
                 return
         for node, mine, other, theirs in (
@@ -159,7 +159,7 @@ class _Edges:
             self.add((a, first), (b, second), None, None)
 
 
-def _hanging(mine: Labels | None, theirs: Labels | None, size: int) -> int:
-    """How many slices of another axis belong to the only one of an axis."""
+def _belonging(mine: Labels | None, theirs: Labels | None, size: int) -> int:
+    """How many slices of another axis belong to the single slice of an axis."""
     theirs = np.arange(size) if theirs is None else theirs
     return int((theirs == (0 if mine is None else mine[0])).sum())

@@ -9,13 +9,13 @@ from sslx._compact.jaxpr.program import Equation, Program, Value
 
 
 @runtime_checkable
-class Analysis(Protocol):
+class HasProgram(Protocol):
     """The analysis of one program."""
 
     program: Program
 
 
-Inside = TypeVar("Inside", bound=Analysis)
+Inside = TypeVar("Inside", bound=HasProgram)
 
 
 class Body(Generic[Inside]):
@@ -35,7 +35,7 @@ class Body(Generic[Inside]):
     ties: Sequence[tuple[int, int, int]] = ()
 
     def flows(self, equation: Equation) -> Iterable[tuple[Value, Value]]:
-        """Values inside and outside that are each other, in the order of execution."""
+        """Pairs of values, outside and inside, that are the same; in execution order."""
         programs = [inside.program for inside in self.insides]
         for n, k, operand in self.entries:
             yield equation.inputs[operand], programs[n].inputs[k]

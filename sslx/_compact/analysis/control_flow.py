@@ -61,7 +61,7 @@ class CallBody(Body[Liveness]):
         return self.inside.backward(alive)
 
     def force(self, output: int, masks: Masks) -> list[tuple[int, Masks]]:
-        """Force inside; what that forces of the body's inputs is the answer."""
+        """Force inside; returns what that forces of the operands."""
         program = self.inside.program
         force(self.inside, program.outputs[output], masks)
         return self.forced()

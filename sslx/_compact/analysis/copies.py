@@ -19,7 +19,7 @@ from sslx._compact.rules.relation import Link, Relation
 
 @runtime_checkable
 class HasZeros(Protocol):
-    """Facts of a value, of which the zero slices matter here."""
+    """Facts of a value; only the zero slices matter here."""
 
     @property
     def zero(self) -> Masks: ...
@@ -41,7 +41,7 @@ class Analysis(Protocol):
 
 
 class Piece(NamedTuple):
-    """A region of a value: one of equal slices along `axis`; None: as it is held."""
+    """A region of a value: one of the equal slices along `axis`; None: all of it."""
 
     value: Value
     axis: int | None
@@ -69,7 +69,7 @@ class Copies:
         self.forget()
 
     def forget(self) -> None:
-        """The facts, or what is needed, have changed."""
+        """Drop what was found: the facts, or what is needed, have changed."""
         self._uniform: dict[tuple[Value, int], Mask] = {}
         self._chains: dict[Equation, list[tuple[Mask, Piece, list[Step]]]] = {}
 

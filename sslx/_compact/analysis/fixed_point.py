@@ -84,7 +84,7 @@ def pairs(zeros: Mapping[str, Masks], program: Program) -> list[tuple[Masks, Val
 def _restricted(
     live: Liveness, value: Value, path: str, old: Masks, look: Look | None
 ) -> Masks:
-    """Zeros among the slices anything reads; an unread leaf stays as it is."""
+    """Zeros within the slices that are read; an unread leaf stays as it is."""
     region = _region(live, value)
     if not value.shape or region is None or all(map(every, region)):
         return old

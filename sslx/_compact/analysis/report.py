@@ -79,7 +79,7 @@ def kept_zeros(
 
 
 def held_back(liveness: Liveness, paths: Mapping[Value, str]) -> tuple[HeldBack, ...]:
-    """The equations without a rule behind which parameters lie."""
+    """The equations that keep parameters from being reduced."""
     found = []
     for eqn in liveness.program.equations:
         body = liveness.inner.get(eqn)

@@ -117,5 +117,5 @@ def _structs(call: Call) -> list[jax.ShapeDtypeStruct]:
 
 
 def whole_leaf(shape: tuple[int, ...]) -> LeafPlan:
-    """The plan of a leaf of which all is kept."""
+    """The plan of a leaf that is kept whole."""
     return LeafPlan(shape, (None,) * len(shape), (None,) * len(shape))

@@ -154,7 +154,7 @@ def analysed(traced: Traced, live: Liveness, plan: Plan) -> ReducedProgram | Non
 
 
 def reduce_program(traced: Traced, plan: Plan, fold_constants: bool) -> ReducedProgram:
-    """What is alive in a program whose variables are reduced by the plan.
+    """A program, reduced to what is alive when its variables are as the plan says.
 
     Raises:
       ValueError: the program needs what the plan removed.

@@ -168,7 +168,7 @@ def _zeros_at_zero(equation: Any) -> tuple[Operands, ...]:
 
     $$f(0, \ell) = 0$$
 
-    for the literals $\ell$ as they are, or with zeros in place of those that are arrays.
+    for the literals $\ell$ as they are, or with zeros in place of arrays among them.
     """
     values = equation.inputs
     if not all(isinstance(v.dtype, np.dtype) for v in values):
