@@ -35,7 +35,7 @@ class Body(Generic[Inside]):
     ties: Sequence[tuple[int, int, int]] = ()
 
     def flows(self, equation: Equation) -> Iterable[tuple[Value, Value]]:
-        """Pairs of values, outside and inside, that are the same; in execution order."""
+        """Pairs of values outside and inside that are the same; in execution order."""
         programs = [inside.program for inside in self.insides]
         for n, k, operand in self.entries:
             yield equation.inputs[operand], programs[n].inputs[k]
