@@ -52,6 +52,8 @@ class Config:
     """Stages to do; those before them must be done, those done are kept."""
     redo: tuple[Stage, ...] = ()
     """Stages to throw away and do again, with all that follow."""
+    tensorboard: bool = False
+    """Write metrics as TensorBoard events too, into RUN/STAGE/tensorboard."""
     seeds: tuple[int, ...] = (0, 1)
     """Of initial values, order and augmentation; one network each."""
     batch: int = 128

@@ -44,6 +44,8 @@ class Config:
     """Stages to do; those before them must be done, those done are kept."""
     redo: tuple[Stage, ...] = ()
     """Stages to throw away and do again, with all that follow."""
+    tensorboard: bool = False
+    """Write metrics as TensorBoard events too, into RUN/STAGE/tensorboard."""
     seed: int = 0
     """Of initial values and order."""
     batch: int = 64

@@ -188,7 +188,7 @@ def collect(sweep: Sweep, folder: pathlib.Path) -> dict[str, Any]:
         }
         found["baselines" if stage == "baseline" else "points"].append(row)
     shared = dataclasses.asdict(sweep.point)
-    for name in ("data_dir", "run", "stages", "redo", "seed", "method"):
+    for name in ("data_dir", "run", "stages", "redo", "seed", "method", "tensorboard"):
         shared.pop(name)
     return {**found, "options": shared, "provenance": runs.provenance()}
 
