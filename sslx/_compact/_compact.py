@@ -2,11 +2,13 @@
 
 import copy
 import dataclasses
+import functools
 import math
 import os
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from jaxtyping import PyTree
 
 from sslx._calls import Call, require_count, require_word, struct, take_apart
 from sslx._compact import _summary
-from sslx._compact._analysis import fixed_point, planned
+from sslx._compact._analysis import Keep, fixed_point, planned
 from sslx._compact._arguments import read_variables, require_function
 from sslx._compact._check import check as compare
 from sslx._compact._evaluation import (
@@ -41,6 +43,8 @@ from sslx.graph import (
     Widths,
     held_back,
     kept_zeros,
+    line_up,
+    round_up,
 )
 from sslx.lowering import (
     Lowering,
@@ -289,20 +293,12 @@ def compact(
     tracer = Tracer(fn, expressions("state", state, leaves))
     traced = tracer(variables, identity, dtypes, call)
     zeros = given_zeros(leaves, masks) if masks is not None else zeros_of(leaves)
+    task = _Task(tracer, treedef, traced, leaves, zeros, masks is None, call, strict)
+    fold = constants == "fold"
 
     def reduced(alignment: Alignment, widths: Widths | None) -> Compact:
-        while True:
-            live = Liveness(traced.program, fold=constants == "fold")
-            look = masks is None
-            found = fixed_point(live, traced, leaves, zeros, alignment, look, widths)
-            small = _reduced(tracer, treedef, traced, live, leaves, found, call, strict)
-            error = fault(small, traced, call)
-            while error is None:
-                less = _tightened(small, traced, live, leaves, found)
-                if less is small:
-                    return small
-                small, error = less, fault(less, traced, call)
-            _keep_whole(tracer, traced, error)
+        keep = functools.partial(round_up, widths=widths) if widths else None
+        return _compacted(task, alignment, fold, keep)
 
     if lowering == "measure":
         ways = [reduced(*way) for way in _ways(alignment, round_to)]
@@ -313,6 +309,107 @@ def compact(
     if check:
         compare(small, traced, _zeroed(leaves, zeros) if masks else leaves, call)
     return small
+
+
+def compact_in_place(
+    fns: Sequence[Callable[..., Any]],
+    variables: PyTree,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    state: Collection[str],
+    whole: Collection[str],
+    strict: bool,
+) -> Compact:
+    """`compact` for code that is to run as it is on the reduced variables.
+
+    Operands are aligned, constants kept, nothing is cut on the way from one operation
+    to the next, and means keep the zero terms that they count.
+
+    Args:
+      fns: functions of the variables that will run; the result is the first, reduced
+        to what any of them needs.
+      variables: tree of arrays.
+      args: of an example call of each.
+      kwargs: of the call.
+      state: paths of the variables that calls change. Their zeros do not count, and of
+        their new values nothing is needed but what the rest reads.
+      whole: paths of the variables of which all slices stay.
+      strict: as for `compact`; and means keep no zero terms.
+    """
+    leaves, treedef = read_variables(variables, values=True)
+    call = take_apart(args, kwargs)
+    identity = Plan({p: whole_leaf(np.shape(x)) for p, x in leaves.items()})
+    dtypes = [x.dtype for x in leaves.values()]
+    patterns = [f"^{re.escape(path)}$" for path in state]
+    tracer = Tracer(functools.partial(_results, fns), patterns)
+    traced = tracer(variables, identity, dtypes, call)
+    alive = {*state, *whole}
+    filled = {p: _filled(x) if p in alive else x for p, x in leaves.items()}
+    zeros = zeros_of(filled)
+    task = _Task(tracer, treedef, traced, filled, zeros, True, call, strict)
+    params = zip(leaves, traced.program.inputs, strict=False)
+    values = [value for path, value in params if path in whole]
+    keep = functools.partial(line_up, whole=values, means=not strict)
+    small = _compacted(task, "align", False, keep, follow=True)
+    return dataclasses.replace(
+        small,
+        tracer=Tracer(fns[0], patterns, tracer.opaque),
+        variables=_shrunk(small.plan, treedef, leaves),
+        reductions={},
+    )
+
+
+def _filled(leaf: Any) -> Any:
+    """An array without zeros."""
+    numeric = jnp.issubdtype(leaf.dtype, jnp.number)
+    return jnp.where(leaf == 0, jnp.ones((), leaf.dtype), leaf) if numeric else leaf
+
+
+def _results(fns: Sequence[Callable[..., Any]], *args: Any, **kwargs: Any) -> Any:
+    return [fn(*args, **kwargs) for fn in fns]
+
+
+class _Task(NamedTuple):
+    """A function to reduce: its program, its variables and their zeros, and a call."""
+
+    tracer: Tracer
+    treedef: Any
+    traced: Traced
+    leaves: dict[str, Any]
+    zeros: dict[str, Masks]
+    look: bool
+    call: Call
+    strict: bool
+
+
+def _compacted(
+    task: _Task,
+    alignment: Alignment,
+    fold: bool,
+    keep: Keep | None,
+    follow: bool = False,
+) -> Compact:
+    """The smallest reduction that can be evaluated.
+
+    With `follow`, new values of state are returned in the shape that the rest needs.
+    """
+    traced = task.traced
+    while True:
+        live = Liveness(traced.program, fold=fold)
+        found = fixed_point(
+            *(live, traced, task.leaves, task.zeros, alignment, task.look),
+            keep=keep,
+            follow=follow,
+        )
+        small = _reduced(task, live, found)
+        error = fault(small, traced, task.call)
+        while error is None:
+            less = _tightened(small, traced, live, task.leaves, found)
+            if less is small:
+                return small
+            small, error = less, fault(less, traced, task.call)
+        _keep_whole(task.tracer, traced, error)
 
 
 def _zeroed(leaves: Mapping[str, Any], zeros: Mapping[str, Masks]) -> dict[str, Any]:
@@ -342,19 +439,11 @@ def _keep_whole(tracer: Tracer, traced: Traced, error: Fault) -> None:
     )
 
 
-def _reduced(
-    tracer: Tracer,
-    treedef: Any,
-    traced: Traced,
-    live: Liveness,
-    leaves: Mapping[str, Any],
-    zeros: Mapping[str, Masks],
-    call: Call,
-    strict: bool,
-) -> Compact:
+def _reduced(task: _Task, live: Liveness, zeros: Mapping[str, Masks]) -> Compact:
+    leaves, call = task.leaves, task.call
     params = live.program.inputs[: len(leaves)]
     held = held_back(live, dict(zip(params, leaves, strict=True)))
-    if strict and held:
+    if task.strict and held:
         raise ValueError(
             "some primitives have no rule, and keep parameters whole:\n"
             + "\n".join(f"  {h}" for h in held)
@@ -363,17 +452,17 @@ def _reduced(
     plan, folded = planned(live, params, leaves, zeros)
     example = call._replace(arrays=tuple(struct(x) for x in call.arrays))
     kept = kept_zeros(live, list(zip(params, leaves, zeros.values(), strict=True)))
-    reduced = analysed(traced, live, plan)
+    reduced = analysed(task.traced, live, plan)
     return Compact(
-        tracer,
-        _shrunk(plan, treedef, leaves),
+        task.tracer,
+        _shrunk(plan, task.treedef, leaves),
         plan,
         folded,
         held,
         kept,
         example,
         live.fold,
-        reductions={} if reduced is None else {traced: reduced},
+        reductions={} if reduced is None else {task.traced: reduced},
     )
 
 

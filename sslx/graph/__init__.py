@@ -5,6 +5,7 @@ from sslx.graph import _linear as _linear
 from sslx.graph import _rules as _rules
 from sslx.graph._carriers import Part as Part
 from sslx.graph._constants import require as require_constants
+from sslx.graph._line_up import line_up as line_up
 from sslx.graph._liveness import Facts as Facts
 from sslx.graph._liveness import Liveness as Liveness
 from sslx.graph._liveness import full as full
