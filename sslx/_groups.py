@@ -22,6 +22,7 @@ from sslx._classes import GroupClass as GroupClass
 from sslx._classes import Groups as Groups
 from sslx._classes import Member as Member
 from sslx._classes import first_matches
+from sslx._paths import leaves_by_path
 from sslx._structure import BLOCK as BLOCK
 from sslx._structure import CHANNEL as CHANNEL
 from sslx._structure import FILTER as FILTER
@@ -322,10 +323,9 @@ def flatten(tree: PyTree) -> tuple[dict, TreeDef]:
     Raises:
         ValueError: Two leaves have the same path.
     """
-    pairs, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_masked)
+    pairs, treedef = leaves_by_path(tree, _is_masked)
     leaves = {}
-    for keys, leaf in pairs:
-        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+    for path, leaf in pairs:
         if path in leaves:
             raise ValueError(f"two leaves have the same path {path!r}")
         leaves[path] = leaf

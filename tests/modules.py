@@ -170,8 +170,8 @@ class Twice(nnx.Module):
         return self.last(nnx.relu(self.first(x)) + self.again(2 * x))
 
 
-class Gain(nnx.Variable):
-    """A kind of variable that no library knows."""
+class Gain(nnx.Param):
+    """A kind of parameter that no library knows."""
 
 
 class Scaled(nnx.Module):

@@ -14,6 +14,7 @@ import jax
 
 from sslx._calls import take_apart
 from sslx._compact import Compact, compact_in_place
+from sslx._compact._state import state_of
 from sslx._groups import flatten
 from sslx.adapters import _sizes
 from sslx.adapters._runs import Failure, Reference, Side, concrete
@@ -199,7 +200,10 @@ def fit(
     fixed = _given(given, parts)
     seen = _seen(small, args, kwargs)
     now = dict(library.modules(versions.now))
-    reference = Reference(lambda: _side(library, versions.full, call), args, kwargs)
+    plan = small.plan.leaves
+    state = {path: plan[path] for path in state_of(call, kwargs, small.state, plan)}
+    full = lambda: _side(library, versions.full, call)
+    reference = Reference(full, args, kwargs, state)
     search = _Search(
         {
             path: _Choice(part, fixed.get(path, {}), library.build, seen)
