@@ -319,6 +319,7 @@ def compact_in_place(
     *,
     state: Collection[str],
     whole: Collection[str],
+    some: Collection[str],
     strict: bool,
 ) -> Compact:
     """`compact` for code that is to run as it is on the reduced variables.
@@ -335,6 +336,7 @@ def compact_in_place(
       state: paths of the variables that calls change. Their zeros do not count, and of
         their new values nothing is needed but what the rest reads.
       whole: paths of the variables of which all slices stay.
+      some: paths of the variables of which one slice stays if all are zero.
       strict: as for `compact`; and means keep no zero terms.
     """
     leaves, treedef = read_variables(variables, values=True)
@@ -344,8 +346,10 @@ def compact_in_place(
     patterns = [f"^{re.escape(path)}$" for path in state]
     tracer = Tracer(functools.partial(_results, fns), patterns)
     traced = tracer(variables, identity, dtypes, call)
-    alive = {*state, *whole}
-    filled = {p: _filled(x) if p in alive else x for p, x in leaves.items()}
+    filled = {
+        p: _filled(x, first=p in some) if p in {*state, *whole, *some} else x
+        for p, x in leaves.items()
+    }
     zeros = zeros_of(filled)
     task = _Task(tracer, treedef, traced, filled, zeros, True, call, strict)
     params = zip(leaves, traced.program.inputs, strict=False)
@@ -360,10 +364,14 @@ def compact_in_place(
     )
 
 
-def _filled(leaf: Any) -> Any:
-    """An array without zeros."""
-    numeric = jnp.issubdtype(leaf.dtype, jnp.number)
-    return jnp.where(leaf == 0, jnp.ones((), leaf.dtype), leaf) if numeric else leaf
+def _filled(leaf: Any, first: bool) -> Any:
+    """An array without zeros; or with its first entry alone in the place of zeros."""
+    if not jnp.issubdtype(leaf.dtype, jnp.number):
+        return leaf
+    one = jnp.ones((), leaf.dtype)
+    return (
+        leaf.at[(0,) * leaf.ndim].set(one) if first else jnp.where(leaf == 0, one, leaf)
+    )
 
 
 def _results(fns: Sequence[Callable[..., Any]], *args: Any, **kwargs: Any) -> Any:

@@ -7,7 +7,7 @@ it did; what remains open is asked for.
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -79,18 +79,20 @@ def reduced(
     fns, variables = [fn for fn, _ in modes], modes[0][1]
     leaves, _ = flatten(variables)
     state = library.state(module)
+    run = functools.partial(
+        *(compact_in_place, fns, variables, args, kwargs), state=state, strict=strict
+    )
     held: dict[str, Held] = {}
     first: Unfit | None = None
     while True:
         whole = {p for p in leaves if any(p.startswith(f"{h}/") for h in held)}
-        small = compact_in_place(
-            *(fns, variables, args, kwargs),
-            state=state,
-            whole=whole,
-            strict=strict,
-        )
-        back = (*small.held_back, *_kept_for_means(small), *held.values())
-        small = dataclasses.replace(small, held_back=back)
+        small, some = run(whole=whole, some=()), ()
+        gone = set() if strict else _gone(small)
+        if gone:
+            small = run(whole=whole, some=gone)
+            some = gone - _gone(small)
+        back = (*_kept_for_means(small), *_kept_for_code(some), *held.values())
+        small = dataclasses.replace(small, held_back=small.held_back + back)
         try:
             new = resize(small)
             if len(modes) > 1:
@@ -107,6 +109,21 @@ def reduced(
             paths = tuple(p for p in leaves if p.startswith(f"{place}/"))
             why = f"{place} ({text.splitlines()[0]})"
             held[place] = Held("the module", why, paths, "it stays whole")
+
+
+def _gone(small: Compact) -> set[str]:
+    """The variables of which nothing is left."""
+    plan = small.plan.leaves
+    return {p for p, x in plan.items() if 0 in x.small_shape and 0 not in x.shape}
+
+
+def _kept_for_code(paths: Iterable[str]) -> list[Held]:
+    """The modules of which a slice stays that is zero."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(paths):
+        found.setdefault(path.rpartition("/")[0], []).append(path)
+    reason = "nothing else is left of it, and its code runs all the same"
+    return [Held("the module", at, tuple(p), reason) for at, p in found.items()]
 
 
 def _kept_for_means(small: Compact) -> list[Held]:
