@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import jax
 
 from sslx._calls import take_apart
-from sslx._compact import Compact, compact_in_place
-from sslx._compact._state import state_of
-from sslx._groups import flatten
+from sslx._compact.analysis.report import Held
+from sslx._compact.compacted import Compact
+from sslx._compact.in_place import compact_in_place
+from sslx._compact.jaxpr.state import state_of
+from sslx._groups.groups import flatten
 from sslx.adapters import _sizes
 from sslx.adapters._runs import Failure, Reference, Side, concrete
 from sslx.adapters._sizes import Build, Part, Place, Sizes
-from sslx.graph import Held
 
 _TRIES = 64
 
@@ -387,7 +388,8 @@ def _refused(failure: Failure, parts: Mapping[str, Part], seen: Any) -> str:
 
 
 _FIX = (
-    "fix: use the compact function, small = sslx.compact(*function(module), ...), "
+    "fix: use the function, fn, variables = function(module); "
+    "small = sslx.compact(fn)(variables, ...), "
     "which has no such limits"
 )
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sslx._compact import LeafPlan
-from sslx._compact._state import stated
+from sslx._compact.jaxpr.state import stated
+from sslx._compact.plan import LeafPlan
 from sslx._paths import leaves_by_path
 
 _LARGEST = 2**24
