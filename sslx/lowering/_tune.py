@@ -415,7 +415,7 @@ def default_form(conv: Conv) -> Form:
 
 
 def _say_what_is_missing() -> None:
-    if _on_cpu() and llvm.llvm is None:
+    if _on_cpu() and llvm.binding() is None:
         _warn_once()
 
 
