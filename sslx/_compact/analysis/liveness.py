@@ -111,8 +111,8 @@ class Liveness:
         self._seen: dict[Equation, list[Facts]] = {}
         self._stale: set[Value] = set()
         self._targets: dict[Equation, list[Masks]] = {}
-        self.copies = Copies(self)
         self.producer: dict[Value, Equation] = {}
+        self.copies = Copies(self)
         for eqn in program.equations:
             self.producer.update((v, eqn) for v in eqn.outputs)
             body = make_body(eqn, fold)
