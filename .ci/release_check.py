@@ -17,7 +17,7 @@ from collections.abc import Iterable
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PYTHONS = ("3.11", "3.12", "3.13")
 NOT_SHIPPED = "results/"  # records and pictures of long runs, which stay in the clone
-SMOKE = ROOT / "examples" / "plain_jax.py"  # needs nothing but sslx
+SMOKE = ROOT / "examples" / "prune_to_budget.py"  # needs nothing but sslx
 FORBIDDEN = ("equinox", "flax", "haiku", "jinja2", "llvmlite", "matplotlib")
 
 Versions = dict[str, str]  # by the name of a package
