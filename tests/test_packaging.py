@@ -52,11 +52,6 @@ def test_init_exports_what_the_modules_offer(module):
     assert offered == _listed(f"_groups/{module}")
 
 
-def test_init_exports_what_compact_offers():
-    offered = _imported("_compact/__init__.py", "sslx._compact.")
-    assert _imported("__init__.py", "sslx._compact.") == offered
-
-
 def test_public_functions_and_classes_are_documented():
     objects = {name: getattr(sslx, name) for name in dir(sslx) if name[0] != "_"}
     code = {n: o for n, o in objects.items() if isinstance(o, (type, FunctionType))}
