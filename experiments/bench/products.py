@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+import sslx
 from experiments.bench import timing
 from experiments.bench.alexnet_cases import Case
 from experiments.bench.timing import Call
-from sslx import lowering
 from sslx.lowering import Conv
 
 Pairs = list[tuple[np.ndarray, np.ndarray]]
@@ -103,7 +103,7 @@ def _convolutions(pairs: Any) -> list[Any]:
         )
         return [run(p[None], w[None])[0] for p, w in pairs]
 
-    return lowering.by_rule(products).apply(pairs)
+    return sslx.tune(products).apply(pairs)
 
 
 def _faster(pairs: Pairs, expected: list[np.ndarray]) -> Call:
