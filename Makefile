@@ -9,16 +9,17 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 WORKERS ?= 2
 
-.PHONY: help demo test test-slow lint format notebook clean
+.PHONY: help demo test test-slow lint format notebook release-check clean
 
 help:
-	@echo "make demo       the whole road on a small embedded data set (under 5 minutes)"
-	@echo "make test       the default tests"
-	@echo "make test-slow  the long tests as well"
-	@echo "make lint       ruff, pyright and import-linter"
-	@echo "make format     let ruff put the files in order"
-	@echo "make notebook   open the notebooks in JupyterLab"
-	@echo "make clean      remove .venv and caches"
+	@echo "make demo           the whole road on a small embedded data set (under 5 minutes)"
+	@echo "make test           the default tests"
+	@echo "make test-slow      the long tests as well"
+	@echo "make lint           ruff, pyright and import-linter"
+	@echo "make format         let ruff put the files in order"
+	@echo "make notebook       open the notebooks in JupyterLab"
+	@echo "make release-check  build, install bare, compare the extras' versions"
+	@echo "make clean          remove .venv and caches"
 
 demo: .venv/.experiments
 	$(BIN)/python -m experiments.cifar_ssl --preset smoke --data digits
@@ -41,6 +42,9 @@ format: .venv/.dev
 
 notebook: .venv/.notebooks
 	$(BIN)/jupyter lab notebooks/quickstart.ipynb
+
+release-check: .venv/.dev
+	$(BIN)/python .ci/release_check.py
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -45,7 +45,7 @@ from experiments.bench import training as bench_training
 from experiments.cifar_psp import stages as psp_stages
 from experiments.cifar_ssl import sparsity
 from experiments.data import image_sets
-from experiments.training import checkpoints, loop
+from experiments.training import checkpoints, loop, runs
 from sslx import measure, psp
 
 
@@ -282,5 +282,8 @@ if __name__ == "__main__":
     }
     sslx.keep_memory()
     tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)
+        COMMANDS,
+        prog=runs.program(),
+        description=__doc__,
+        config=(tyro.conf.OmitArgPrefixes,),
     )

@@ -20,7 +20,6 @@ import sys
 from typing import Literal
 
 from experiments.data import image_sets
-from experiments.granularity import report as granularity_report
 from experiments.granularity import stages as granularity_stages
 from experiments.training import runs
 
@@ -150,6 +149,8 @@ def main(config: Config) -> pathlib.Path:
         context = granularity_stages.Context(seeded, run, arrays)
         run.do(seeded, _FIELDS, lambda s, c=context: getattr(granularity_stages, s)(c))
     if "report" in config.stages:
+        from experiments.granularity import report as granularity_report
+
         granularity_report.write(folder, config)
     return folder
 
