@@ -49,6 +49,7 @@ from experiments import (
     sparsity,
     train,
 )
+from experiments.reports import overhead
 from sslx import measure, psp
 
 
@@ -270,7 +271,7 @@ def main(config: Config) -> dict[str, Any]:
         f"{loop['seconds_per_checkpoint']:.2f} s)"
     )
     record = {"steps": steps, "loop": loop}
-    return bench_rounds.finish(record, config.out and config.out / "record.json")
+    return bench_rounds.finish(record, config.out, overhead.REPORT)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from experiments import (
     imagenet_models,
     models,
 )
+from experiments.reports import overhead
 
 Case = tuple[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]]
 
@@ -271,7 +272,7 @@ def main(config: Config) -> dict[str, Any]:
         record["torch_pruning"] = _torch_pruning(
             config.torch_python, shared, config.rounds
         )
-    return bench_rounds.finish(record, config.out and config.out / "record.json")
+    return bench_rounds.finish(record, config.out, overhead.ANALYSIS)
 
 
 def _compile_text(row: dict[str, Any]) -> str:

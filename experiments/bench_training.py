@@ -25,6 +25,7 @@ import optax
 from experiments import bench_rounds, bench_workers, models, steps, train
 from experiments.bench_rounds import Call, Timer
 from experiments.bench_workers import Worker
+from experiments.reports import runtimes
 
 Mode = Literal["eager", "channels-last"]
 OURS, XLA = "sslx", "XLA alone"
@@ -122,7 +123,7 @@ def main(config: Config) -> dict[str, Any]:
         cases.append(time_network(name, config))
         print(text(cases[-1]), flush=True)
     record: dict[str, Any] = {"torch": versions, "cases": cases}
-    return bench_rounds.finish(record, config.out and config.out / "record.json")
+    return bench_rounds.finish(record, config.out, runtimes.TRAINING)
 
 
 def text(case: dict[str, Any]) -> str:

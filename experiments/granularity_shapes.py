@@ -21,25 +21,23 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 from jaxtyping import Array
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 import sslx
 from experiments import (
     granularity_report,
     granularity_stages,
     imagenet_models,
-    plot_style,
+    progress,
     runs,
 )
+from experiments.reports.report import Report, origin
 from sslx import measure, report, select
+from sslx.report import style
 
 Model = Literal["alexnet", "vgg16", "googlenet", "resnet50", "densenet121"]
-_COLOURS = {"fine": "#2563eb", "vector": "#d97706", "kernel": "#059669"}
-_COLOURS |= {"filter": "#dc2626"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,18 +152,15 @@ def main(config: Config) -> dict[str, Any]:
     folder = config.run / "report"
     folder.mkdir(exist_ok=True)
     runs.write_json(folder / "record.json", record)
-    figures = pictures(record)
-    for name, figure in figures.items():
-        report.save_png(figure, folder / f"{name}.png")
-    page = report.page(folder / "report.html", **page_content(record, figures))
+    page = REPORT.write(folder, record)[-1]
     pick = lambda rows, *names: [{name: row[name] for name in names} for row in rows]
-    granularity_report.print_table(
+    progress.print_rows(
         "Shares of the dense network",
         pick(
             storage_rows(record), "network", "grain", "density", "storage", "sum refs"
         ),
     )
-    granularity_report.print_table(
+    progress.print_rows(
         "Whole filters cut out, batch 1",
         pick(speed_rows(record), "network", "compact", "speed-up", "quartiles"),
     )
@@ -228,29 +223,58 @@ def speed_rows(record: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def pictures(record: dict[str, Any]) -> dict[str, Figure]:
-    """Storage and partial sums by network and grain."""
+    """Storage and partial sums by network and grain, and the speed of whole filters."""
+    density = record["options"]["density"]
     return {
-        "storage": _bars(record, "relative", "bits of dense 8-bit weights"),
-        "references": _bars(record, "partial_sums", "references of partial sums"),
+        "storage": _grains(
+            record,
+            "relative",
+            f"Storage at density {density:g}: coarser grains need fewer indices",
+            "bits / bits of dense 8-bit weights",
+        ),
+        "references": _grains(
+            record,
+            "partial_sums",
+            f"References of partial sums at density {density:g}",
+            "references / those of the dense network",
+        ),
+        "speed": _speed(record),
     }
 
 
-def _bars(record: dict[str, Any], key: str, label: str) -> Figure:
-    with matplotlib.rc_context(plot_style.STYLE):
-        figure = Figure(figsize=(7.2, 3.4), layout="constrained")
-        axis = figure.subplots()
-        names = list(record["models"])
-        for place, (grain, colour) in enumerate(_COLOURS.items()):
-            heights = [figures_of(record, name, grain)[key] for name in names]
-            at = np.arange(len(names)) + 0.2 * (place - 1.5)
-            axis.bar(at, heights, width=0.18, color=colour, label=grain)
-        axis.axhline(record["options"]["density"], color="#9aa5b1", ls="--", lw=1)
-        axis.set_xticks(np.arange(len(names)), names)
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axis.set_ylabel(label)
-        axis.legend(ncols=4, loc="upper center")
-        axis.set_ylim(top=1.25 * axis.get_ylim()[1])
-    return figure
+def _grains(record: dict[str, Any], key: str, title: str, label: str) -> Figure:
+    rows = {
+        name: {
+            grain: (figures_of(record, name, grain)[key],)
+            for grain in granularity_report.GRAINS
+        }
+        for name in record["models"]
+    }
+    marks = {
+        grain: report.Mark(grain, color)
+        for grain, color in granularity_report.GRAINS.items()
+    }
+    return report.ratios({"": rows}, marks, title=title, xlabel=label)
+
+
+def _speed(record: dict[str, Any]) -> Figure:
+    rows = {}
+    for name, result in record["models"].items():
+        timed = {row["name"]: row for row in result["speed"]["latency"]["rows"]}
+        compact = timed["compact"]
+        quartiles = (compact["speedup_q1"], compact["speedup_q3"])
+        macs = result["speed"]["macs_dense"] / result["speed"]["macs_compact"]
+        rows[name] = {"compact": (compact["speedup"], *quartiles), "macs": (macs,)}
+    marks = {
+        "compact": report.Mark("both by XLA", style.COMPACT_XLA),
+        "macs": report.Mark("MACs, dense / compact", style.INK, "|"),
+    }
+    return report.ratios(
+        {"": rows},
+        marks,
+        title="Whole filters cut out: speed-up at batch 1",
+        xlabel="time of dense / time of compact",
+    )
 
 
 def page_content(record: dict[str, Any], figures: dict[str, Figure]) -> dict[str, Any]:
@@ -286,11 +310,15 @@ def page_content(record: dict[str, Any], figures: dict[str, Figure]) -> dict[str
                 "Speed",
                 "Zero filters cut out by compaction, end to end at batch 1; the "
                 "control is the dense network against itself.",
-                rows=speed_rows(record),
+                figures["speed"],
+                speed_rows(record),
             ),
         ],
-        "origin": granularity_report.origin_of(record),
+        "origin": origin(record),
     }
+
+
+REPORT = Report(pictures, page_content)
 
 
 if __name__ == "__main__":

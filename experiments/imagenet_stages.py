@@ -114,8 +114,14 @@ def act(context: Context, stage: str) -> dict[str, Any]:
 def report(context: Context) -> dict[str, Any]:
     """That of `ssl_report`, with top-5 accuracy."""
     from experiments import ssl_report
+    from experiments.reports.report import Report
 
-    return ssl_report.write(context, lambda record: [top5_section(record)])
+    def page(record: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
+        content = ssl_report.page_content(record, figures)
+        content["sections"].append(top5_section(record))
+        return content
+
+    return ssl_report.write(context, Report(ssl_report.pictures, page))
 
 
 def top5_section(record: dict[str, Any]) -> pages.Section:

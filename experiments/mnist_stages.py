@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 import sslx
-from experiments import sparsity, ssl_stages, train
+from experiments import models, sparsity, ssl_stages, train
 from experiments.ssl_stages import baseline as baseline
 from sslx import measure
 
@@ -87,6 +87,15 @@ def counts(preset: str, alive: Mapping[str, np.ndarray]) -> Counts:
         sizes = (int(first.sum()), int(second.sum()))
         channels = (int(first.any((0, 1)).sum()), int(channel.sum()))
     return Counts(sizes, channels, tuple(map(float, flops)))
+
+
+def dense_counts(preset: str) -> Counts:
+    """Those of the whole network."""
+    model = models.create("mlp" if preset == "mlp" else "lenet")
+    image = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    groups = make_groups(preset, params)
+    return counts(preset, {c.name: np.ones(c.shape, bool) for c in groups.classes})
 
 
 class Context(ssl_stages.Context):

@@ -13,6 +13,7 @@ import numpy as np
 
 from sslx import _jax_compat
 from sslx._calls import Call, require_word, struct, take_apart
+from sslx._table import shape_text, text_table
 from sslx.lowering import _direct, _llvm
 from sslx.lowering._conv import Columns, Conv
 from sslx.lowering._evaluate import Alive, Ways, lowered
@@ -20,7 +21,6 @@ from sslx.lowering._forms import XLA, Form
 from sslx.lowering._measure import Cache
 from sslx.lowering._rule import rule
 from sslx.measure import latency
-from sslx.measure._table import shape_text, text_table
 
 Lowering = Literal["xla", "rule", "measure"]
 Nonzero = tuple[Columns | None, ...]

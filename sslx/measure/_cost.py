@@ -10,7 +10,7 @@ import numpy as np
 
 from sslx._calls import is_array, struct, take_apart
 from sslx._jax_compat import Literal, is_jaxpr, open_jaxpr, scope
-from sslx.measure._table import shape_text, text_table
+from sslx._table import shape_text, text_table
 
 
 @dataclasses.dataclass(frozen=True)

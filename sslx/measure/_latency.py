@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sslx.measure._table import text_table
+from sslx._table import text_table
 
 
 @dataclasses.dataclass(frozen=True)

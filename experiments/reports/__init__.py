@@ -1,0 +1,1 @@
+"""Pictures and pages of the committed records; `python -m experiments.reports`."""
