@@ -6,7 +6,8 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from experiments import imagenet_data, imagenet_sets
+from experiments.data import imagenet as imagenet_data
+from experiments.data import imagenet_sets
 
 SYNSETS = ("n01440764", "n01443537", "n01484850")
 PER_CLASS, TESTS = 7, 5

@@ -22,7 +22,9 @@ import flax.linen as nn
 import jax
 import orbax.checkpoint  # noqa: F401
 
-from experiments import cifar_ssl, data, models, ssl_report  # noqa: F401
+from experiments import models
+from experiments.cifar_ssl import __main__ as cifar_ssl
+from experiments.data import image_sets
 from tests import kills
 
 OPTIONS = "--preset smoke --data digits --model lenet --structure filter+channel "
@@ -48,8 +50,8 @@ class Tiny(nn.Module):
         return nn.Dense(self.classes, name="dense")(x.mean(axis=(1, 2)))
 
 
-def few_digits() -> data.Arrays:
-    whole = data.load("digits")
+def few_digits() -> image_sets.Arrays:
+    whole = image_sets.load("digits")
     return dataclasses.replace(
         whole,
         train_images=whole.train_images[:256],

@@ -17,21 +17,16 @@ import pytest
 import scipy.sparse
 
 import sslx
-from experiments import (
-    bench_alexnet,
-    bench_analysis,
-    bench_functions,
-    bench_lowerings,
-    bench_mobilenet,
-    bench_networks,
-    bench_products,
-    bench_rounds,
-    bench_runtimes,
-    bench_training,
-    bench_workers,
-    models,
-)
-from experiments.bench_alexnet_cases import SHAPES, TABLE, Pattern, draw
+from experiments import models
+from experiments.bench import alexnet as bench_alexnet
+from experiments.bench import analysis as bench_analysis
+from experiments.bench import functions, mobilenet, timing, workers
+from experiments.bench import lowerings as bench_lowerings
+from experiments.bench import networks as bench_networks
+from experiments.bench import products as bench_products
+from experiments.bench import runtimes as bench_runtimes
+from experiments.bench import training as bench_training
+from experiments.bench.alexnet_cases import SHAPES, TABLE, Pattern, draw
 from sslx import lowering
 
 TINY = {
@@ -62,8 +57,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 # Rounds.
 
 
-def rounds(a: list[float], b: list[float], again: list[float]) -> bench_rounds.Rounds:
-    return bench_rounds.Rounds({"a": a, "b": b, "a (again)": again})
+def rounds(a: list[float], b: list[float], again: list[float]) -> timing.Rounds:
+    return timing.Rounds({"a": a, "b": b, "a (again)": again})
 
 
 def test_a_ratio_within_the_spread_of_the_control_is_a_tie() -> None:
@@ -85,7 +80,7 @@ def test_speed_ups_are_taken_round_by_round() -> None:
 def test_interleaved_times_every_candidate_and_the_control() -> None:
     calls = {"slow": 0, "quick": 0}
 
-    def count(name: str, seconds: float) -> bench_rounds.Timer:
+    def count(name: str, seconds: float) -> timing.Timer:
         def run(times: int) -> float:
             calls[name] += times
             return seconds * times
@@ -93,26 +88,26 @@ def test_interleaved_times_every_candidate_and_the_control() -> None:
         return run
 
     timers = {"slow": count("slow", 0.1), "quick": count("quick", 0.001)}
-    found = bench_rounds.interleaved(timers, 6, timers=True)
+    found = timing.interleaved(timers, 6, timers=True)
     assert set(found.seconds) == {"slow", "slow (again)", "quick"}
     assert found.speedup("quick", "slow").median == pytest.approx(100)
     assert calls == {"slow": 2 * (3 + 6), "quick": 3 + 6 * 20}
-    assert bench_rounds.fastest(timers, timers=True) == "quick"
+    assert timing.fastest(timers, timers=True) == "quick"
 
 
 def test_rounds_stay_within_their_budget() -> None:
     timers = {"a": lambda count: 2.0 * count}
-    found = bench_rounds.interleaved(timers, 30, timers=True, budget=24.0)
+    found = timing.interleaved(timers, 30, timers=True, budget=24.0)
     assert len(found.seconds["a"]) == 6
 
 
 def test_a_wrong_output_is_not_timed() -> None:
     with pytest.raises(RuntimeError, match=r"gemm: differs .* by 5.0e-01"):
-        bench_rounds.check("gemm", np.array([1.0, 1.0]), np.array([1.0, 2.0]))
+        timing.check("gemm", np.array([1.0, 1.0]), np.array([1.0, 2.0]))
     with pytest.raises(RuntimeError, match=r"gemm: shape \(2,\), expected \(1,\)"):
-        bench_rounds.check("gemm", np.ones(2), np.ones(1))
+        timing.check("gemm", np.ones(2), np.ones(1))
     with pytest.raises(RuntimeError, match="gemm: differs"):
-        bench_rounds.check("gemm", np.array([np.nan]), np.ones(1))
+        timing.check("gemm", np.array([np.nan]), np.ones(1))
 
 
 # alexnet_speed.
@@ -257,9 +252,7 @@ def test_half_of_every_family_goes_and_inner_ones_spare_the_stream() -> None:
 
 
 def test_depthwise_families_are_inner(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = bench_mobilenet.MobileNet(
-        stages=((1, 8, 1, 1), (2, 8, 2, 2)), first=8, last=16
-    )
+    model = mobilenet.MobileNet(stages=((1, 8, 1, 1), (2, 8, 2, 2)), first=8, last=16)
     monkeypatch.setattr(bench_networks, "_model", lambda _: (model, (8, 8, 3)))
     network = bench_networks.create("mobilenet")
     zeros = bench_networks.thinned(network, ("inner",))["inner"]
@@ -338,13 +331,13 @@ def test_runtimes_end_to_end(
 
 
 def test_a_worker_says_why_it_cannot() -> None:
-    with bench_workers.Worker(sys.executable) as worker:
+    with workers.Worker(sys.executable) as worker:
         assert worker.ask("calls") == {"names": []}
-        with pytest.raises(bench_workers.WorkerError, match="run: KeyError: 'no such'"):
+        with pytest.raises(workers.WorkerError, match="run: KeyError: 'no such'"):
             worker.timer("no such")(1)
         assert worker.ask("calls") == {"names": []}
-    with pytest.raises(bench_workers.WorkerError, match="does not start"):
-        bench_workers.Worker("/no/such/python")
+    with pytest.raises(workers.WorkerError, match="does not start"):
+        workers.Worker("/no/such/python")
 
 
 @pytest.mark.skipif(
@@ -353,7 +346,7 @@ def test_a_worker_says_why_it_cannot() -> None:
 )
 @pytest.mark.parametrize("name", ["resnet8", "vgg16", "densenet40"])
 def test_torch_networks_are_the_same_ones(name: str) -> None:
-    with bench_workers.Worker(os.environ["SSLX_TORCH_PYTHON"]) as worker:
+    with workers.Worker(os.environ["SSLX_TORCH_PYTHON"]) as worker:
         made = worker.ask(
             "torch", name=name, network=name, batch=1, modes=["eager"], threads=2
         )
@@ -408,7 +401,7 @@ def test_networks_without_flax_are_the_same(model: Any) -> None:
     shapes = jax.eval_shape(model.init, jax.random.key(0), x)
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda v: rng.uniform(0.1, 0.6, v.shape), shapes)
-    plain = bench_functions.FUNCTIONS[type(model)]
+    plain = functions.FUNCTIONS[type(model)]
     np.testing.assert_allclose(
         plain(variables, x), model.apply(variables, x, train=False), rtol=1e-4
     )

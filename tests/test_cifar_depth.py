@@ -9,14 +9,12 @@ import optax
 import pytest
 
 import sslx
-from experiments import (
-    checkpoints,
-    cifar_depth,
-    depth_report,
-    models,
-    sparsity,
-    ssl_stages,
-)
+from experiments import models
+from experiments.cifar_depth import __main__ as cifar_depth
+from experiments.cifar_depth import report as depth_report
+from experiments.cifar_ssl import sparsity
+from experiments.cifar_ssl import stages as ssl_stages
+from experiments.training import checkpoints
 from sslx import measure
 
 

@@ -8,18 +8,16 @@ import optax
 import pytest
 
 import sslx
-from experiments import (
-    cifar_psp,
-    data,
-    models,
-    psp_curves,
-    psp_stages,
-    psp_sweep,
-    runs,
-    ssl_report,
-    ssl_stages,
-)
-from experiments.psp_stages import Config
+from experiments import models
+from experiments.cifar_psp import __main__ as cifar_psp
+from experiments.cifar_psp import stages as psp_stages
+from experiments.cifar_psp.stages import Config
+from experiments.cifar_ssl import report as ssl_report
+from experiments.cifar_ssl import stages as ssl_stages
+from experiments.data import image_sets
+from experiments.psp_sweep import __main__ as psp_sweep
+from experiments.psp_sweep import curves
+from experiments.training import runs
 from sslx import psp
 
 METHODS = ("decay", "l1", "sss", "fixed", "prune")
@@ -28,7 +26,7 @@ METHODS = ("decay", "l1", "sss", "fixed", "prune")
 @pytest.fixture(scope="module")
 def few():
     """96 digits to train on, 32 to test, 8x8: fast, and not noise."""
-    whole = data.load("digits")
+    whole = image_sets.load("digits")
     small = lambda images, n: np.ascontiguousarray(images[:n, ::4, ::4])
     return dataclasses.replace(
         whole,
@@ -186,7 +184,7 @@ def untrained(few, monkeypatch):
         done.append(context.stage)
         return {"group_sparsity": share, "test_accuracy": 1 - share / 2}
 
-    monkeypatch.setattr(data, "load", lambda *_: few)
+    monkeypatch.setattr(image_sets, "load", lambda *_: few)
     monkeypatch.setattr(psp_stages, "sparse", sparse)
     monkeypatch.setattr(ssl_stages, "baseline", lambda _: {"test_accuracy": 0.9})
     return done
@@ -229,9 +227,9 @@ def test_a_sweep_matches_sparsities_resumes_and_draws(
 
 def test_the_paper_s_points_say_what_its_text_is_remembered_for():
     """PSP by weight decay stays within 0.2 of the baseline to 76% of the columns."""
-    near = [(x, y) for x, y in psp_curves.PAPER["decay"] if 10 < x < 76.4]
-    assert max(y for _, y in near) <= psp_curves.PAPER_BASELINE + 0.2
-    for rows in psp_curves.PAPER.values():
+    near = [(x, y) for x, y in curves.PAPER["decay"] if 10 < x < 76.4]
+    assert max(y for _, y in near) <= curves.PAPER_BASELINE + 0.2
+    for rows in curves.PAPER.values():
         sparsities = [x for x, _ in rows]
         assert sparsities == sorted(sparsities)
 

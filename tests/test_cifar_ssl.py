@@ -9,7 +9,10 @@ import optax
 import pytest
 
 import sslx
-from experiments import cifar_ssl, models, runs, sparsity
+from experiments import models
+from experiments.cifar_ssl import __main__ as cifar_ssl
+from experiments.cifar_ssl import sparsity
+from experiments.training import runs
 from sslx import measure
 
 

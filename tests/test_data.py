@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import data, tfds_sets
+from experiments.data import downloads, image_sets, tfds_sets
 
 
 def small_arrays(name="cifar10", count=12, classes=10, shape=(32, 32, 3)):
@@ -19,10 +19,10 @@ def small_arrays(name="cifar10", count=12, classes=10, shape=(32, 32, 3)):
     images = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
     labels = rng.integers(0, classes, count).astype(np.int32)
     names = tuple(f"class{i}" for i in range(classes))
-    return data.Arrays(name, images, labels, images[:5], labels[:5], names)
+    return image_sets.Arrays(name, images, labels, images[:5], labels[:5], names)
 
 
-def pack(official: tfds_sets.CifarArchive, arrays: data.Arrays, path) -> str:
+def pack(official: tfds_sets.CifarArchive, arrays: image_sets.Arrays, path) -> str:
     """An archive in the official format; its sha256."""
 
     def records(images, labels):
@@ -46,7 +46,7 @@ def pack(official: tfds_sets.CifarArchive, arrays: data.Arrays, path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def pack_idx(arrays: data.Arrays, folder) -> dict[str, str]:
+def pack_idx(arrays: image_sets.Arrays, folder) -> dict[str, str]:
     """The four files of an MNIST set; file -> sha256."""
     content = {
         "train-images-idx3": arrays.train_images[..., 0],
@@ -109,11 +109,11 @@ def test_missing_set_is_downloaded_built_and_cached(
     )
     monkeypatch.setitem(tfds_sets.OFFICIAL, name, served)
     root = tmp_path / "root"
-    assert_same(data.load(name, root), arrays)
+    assert_same(image_sets.load(name, root), arrays)
     packed.unlink()  # from now on the cache must do
-    assert_same(data.load(name, root), arrays)
+    assert_same(image_sets.load(name, root), arrays)
     forget_cache(root, name)
-    assert_same(data.load(name, root), arrays)  # from the prepared set
+    assert_same(image_sets.load(name, root), arrays)  # from the prepared set
 
 
 def forget_cache(root, name):
@@ -141,10 +141,10 @@ def test_missing_mnist_is_downloaded_or_found_installed_built_and_cached(
     )
     monkeypatch.setitem(tfds_sets.OFFICIAL, name, served)
     root = tmp_path / "root"
-    first = data.load(name, root)
+    first = image_sets.load(name, root)
     assert_same(first, arrays, ordered=False)
     forget_cache(root, name)
-    assert_same(data.load(name, root), first)  # from the prepared set
+    assert_same(image_sets.load(name, root), first)  # from the prepared set
 
 
 @pytest.mark.parametrize("spoil", ["magic", "sizes", "cut short"])
@@ -160,7 +160,7 @@ def test_a_damaged_idx_file_is_named(tmp_path, spoil):
         content = content[:-1]
     path.write_bytes(gzip.compress(bytes(content)))
     official = tfds_sets.IdxFiles("nowhere", files, ("a",), "1.0.0", tmp_path)
-    with pytest.raises(data.DataError, match=r"train-labels.* expected 0x801"):
+    with pytest.raises(downloads.DataError, match=r"train-labels.* expected 0x801"):
         list(official.records(tmp_path, "train"))
 
 
@@ -168,8 +168,8 @@ def test_a_changed_archive_is_refused_and_leaves_nothing(server, tmp_path):
     folder, url = server
     (folder / "a.tar.gz").write_bytes(b"not what was expected")
     target = tmp_path / "downloads" / "a.tar.gz"
-    with pytest.raises(data.DataError, match=r"sha256 is .* expected 00"):
-        data.download(f"{url}/a.tar.gz", "00", target, "there")
+    with pytest.raises(downloads.DataError, match=r"sha256 is .* expected 00"):
+        downloads.download(f"{url}/a.tar.gz", "00", target, "there")
     assert list(target.parent.iterdir()) == []
 
 
@@ -179,8 +179,8 @@ def test_without_network_the_folder_the_option_and_digits_are_named(
     official = tfds_sets.OFFICIAL["cifar10"]
     nowhere = dataclasses.replace(official, url="http://127.0.0.1:9/a.tar.gz")
     monkeypatch.setitem(tfds_sets.OFFICIAL, "cifar10", nowhere)
-    with pytest.raises(data.DataError) as error:
-        data.load("cifar10", tmp_path)
+    with pytest.raises(downloads.DataError) as error:
+        image_sets.load("cifar10", tmp_path)
     for word in (str(tmp_path / "cifar10"), "--data-dir", "--data digits"):
         assert word in str(error.value)
     assert "\n" not in str(error.value)
@@ -189,8 +189,8 @@ def test_without_network_the_folder_the_option_and_digits_are_named(
 @pytest.mark.parametrize("spoil", ["flip a byte", "cut short", "remove", "bad json"])
 def test_a_damaged_cache_is_named(tmp_path, spoil):
     path = tmp_path / "sslx" / "cifar10.npz"
-    data.write_cache(path, small_arrays())
-    assert_same(data.load("cifar10", tmp_path), small_arrays())
+    image_sets.write_cache(path, small_arrays())
+    assert_same(image_sets.load("cifar10", tmp_path), small_arrays())
     content = bytearray(path.read_bytes())
     if spoil == "flip a byte":
         content[len(content) // 2] ^= 1
@@ -201,14 +201,14 @@ def test_a_damaged_cache_is_named(tmp_path, spoil):
         path.unlink()
     else:
         path.with_suffix(".json").write_text("{")
-    with pytest.raises(data.DataError, match=r"cifar10\.npz .*delete"):
-        data.load("cifar10", tmp_path)
+    with pytest.raises(downloads.DataError, match=r"cifar10\.npz .*delete"):
+        image_sets.load("cifar10", tmp_path)
 
 
 def test_digits_are_the_real_ones_split_once_and_for_all():
     from sklearn.datasets import load_digits
 
-    arrays = data.load("digits")
+    arrays = image_sets.load("digits")
     assert arrays.train_images.shape == (1498, 32, 32, 3)
     assert arrays.test_images.shape == (299, 32, 32, 3)
     truth = load_digits()
@@ -219,7 +219,7 @@ def test_digits_are_the_real_ones_split_once_and_for_all():
 
 def test_unknown_set():
     with pytest.raises(ValueError, match="got 'svhn', expected one of cifar10"):
-        data.load("svhn")
+        image_sets.load("svhn")
 
 
 def test_moments_are_numpys():
@@ -233,7 +233,7 @@ def test_moments_are_numpys():
 @pytest.mark.parametrize("flip", [False, True])
 def test_every_augmented_image_is_a_crop_perhaps_mirrored(flip):
     images = small_arrays().train_images
-    found = np.asarray(data.augment(jax.random.key(3), images, pad=2, flip=flip))
+    found = np.asarray(image_sets.augment(jax.random.key(3), images, pad=2, flip=flip))
     padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
     mirrored = 0
     for n in range(len(images)):

@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 
 import sslx
-from experiments import (
-    granularity,
-    granularity_report,
-    granularity_stages,
-    models,
-    runs,
-)
+from experiments import models
+from experiments.granularity import __main__ as granularity
+from experiments.granularity import report as granularity_report
+from experiments.granularity import stages as granularity_stages
+from experiments.training import runs
 
 SMALL = dataclasses.replace(
     granularity.PRESETS["smoke"],
@@ -54,7 +52,7 @@ def check(config):
             cells = bits["stored"] + bits["fillers"]
             assert bits["relative"] == cells * (4 + 8 * size)
     page = (config.run / "report" / "report.html").read_text()
-    assert page.count("data:image/png") == 3
+    assert page.count("data:image/png") == 4
     return record
 
 

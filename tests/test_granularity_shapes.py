@@ -6,7 +6,9 @@ import json
 import flax.linen as nn
 import pytest
 
-from experiments import granularity_shapes, imagenet_models, runs
+from experiments.granularity_shapes import __main__ as granularity_shapes
+from experiments.models import imagenet as imagenet_models
+from experiments.training import runs
 
 
 class Small(nn.Module):

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import data, imagenet_crops, imagenet_data, imagenet_sets, imagenet_ssl
+from experiments.data import crops, downloads, imagenet_sets
+from experiments.data import imagenet as imagenet_data
+from experiments.imagenet_ssl import __main__ as imagenet_ssl
 from tests.imagenet_tars import (
     PER_CLASS,
     SYNSETS,
@@ -64,28 +66,32 @@ def test_validation_labels_go_by_the_order_of_the_names(root):
 def test_a_missing_set_says_which_files_go_where_and_the_command(tmp_path):
     manual = tmp_path / "downloads" / "manual"
     config = imagenet_ssl.Config(data_dir=tmp_path, run=tmp_path / "run")
-    with pytest.raises(data.DataError) as error:
+    with pytest.raises(downloads.DataError) as error:
         imagenet_ssl.main(config)
     text = str(error.value)
     assert f"no prepared imagenet2012 in {tmp_path / 'imagenet2012'}" in text
     assert "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar" in text
     assert f"into {manual} " in text
     assert f"python -m experiments.imagenet_sets --data-dir {tmp_path}" in text
-    with pytest.raises(data.DataError, match=r"has no ILSVRC.*train.*and no ILSVRC"):
+    with pytest.raises(
+        downloads.DataError, match=r"has no ILSVRC.*train.*and no ILSVRC"
+    ):
         imagenet_sets.prepare("imagenet2012", tmp_path)
     assert not list((tmp_path / "imagenet2012").iterdir())
 
 
 def test_a_tar_that_does_not_fit_its_labels_leaves_nothing_behind(tmp_path):
     write_tars(tmp_path / "m", tests=TESTS - 1)
-    with pytest.raises(data.DataError, match="got 4 images, expected 5"):
+    with pytest.raises(downloads.DataError, match="got 4 images, expected 5"):
         imagenet_sets.prepare("imagenet2012", tmp_path, tmp_path / "m")
     (tmp_path / "m" / "labels.txt").write_text("n01440764\n")
-    with pytest.raises(data.DataError, match="'n01443537' is not one of the 1 classes"):
+    with pytest.raises(
+        downloads.DataError, match="'n01443537' is not one of the 1 classes"
+    ):
         imagenet_sets.prepare("imagenet2012", tmp_path, tmp_path / "m")
     train_tar = tmp_path / "m" / imagenet_sets.TARS["train"]
     train_tar.write_bytes(train_tar.read_bytes()[:3000])
-    with pytest.raises(data.DataError, match="damaged"):
+    with pytest.raises(downloads.DataError, match="damaged"):
         imagenet_sets.prepare("imagenet2012", tmp_path, tmp_path / "m")
     assert not list((tmp_path / "imagenet2012").iterdir())
 
@@ -100,7 +106,7 @@ def test_cmyk_and_png_files_become_rgb_jpegs(mode, kind):
         assert np.abs(np.asarray(image)[5, 5].astype(int) - (200, 60, 40)).max() < 12
     plain = picture(np.random.default_rng(0))
     assert imagenet_sets.as_jpeg("x", plain) is plain
-    with pytest.raises(data.DataError, match="x in the tar is not an image"):
+    with pytest.raises(downloads.DataError, match="x in the tar is not an image"):
         imagenet_sets.as_jpeg("x", b"no")
 
 
@@ -109,7 +115,7 @@ def test_sets_of_another_format_are_refused(tmp_path):
     folder.mkdir(parents=True)
     (folder / "dataset_info.json").write_text("{}")
     (folder / "imagenet2012-train.tfrecord-00000-of-00001").touch()
-    with pytest.raises(data.DataError, match="not in the array_record format"):
+    with pytest.raises(downloads.DataError, match="not in the array_record format"):
         imagenet_sets.prepared("imagenet2012", tmp_path)
 
 
@@ -126,7 +132,7 @@ def gradient(width: int, height: int) -> bytes:
 
 
 def test_the_centre_crop_is_the_middle_of_the_image():
-    pixels = imagenet_crops.centre_crop(gradient(400, 320), 224).astype(int)
+    pixels = crops.centre_crop(gradient(400, 320), 224).astype(int)
     share = 320 * 224 / 256
     for place, size, colour in ((0, 400, 0), (1, 320, 1)):
         line = pixels[112, :, colour] if place == 0 else pixels[:, 112, colour]
@@ -140,7 +146,7 @@ def test_random_crops_keep_to_their_area_and_shape_and_mirror_half():
     mirrored, areas, ratios = 0, [], []
     for seed in range(200):
         rng = np.random.default_rng(seed)
-        pixels = imagenet_crops.random_crop(content, rng, 24, 0.25).astype(float)
+        pixels = crops.random_crop(content, rng, 24, 0.25).astype(float)
         left, right = pixels[12, 0, 0], pixels[12, -1, 0]
         mirrored += left > right
         width = abs(right - left) / 255 * 300 * 24 / 23
@@ -150,14 +156,12 @@ def test_random_crops_keep_to_their_area_and_shape_and_mirror_half():
     assert 0.4 < mirrored / 200 < 0.6
     assert 0.2 < min(areas) < 0.32 and 0.8 < max(areas) < 1.05
     assert 0.7 < min(ratios) < 0.85 and 1.2 < max(ratios) < 1.45
-    again = imagenet_crops.random_crop(content, np.random.default_rng(199), 24, 0.25)
+    again = crops.random_crop(content, np.random.default_rng(199), 24, 0.25)
     np.testing.assert_array_equal(again, pixels)
 
 
 def test_an_image_in_which_no_shape_fits_gives_its_centre():
-    crop = imagenet_crops.random_crop(
-        gradient(400, 40), np.random.default_rng(0), 16, 1.0
-    )
+    crop = crops.random_crop(gradient(400, 40), np.random.default_rng(0), 16, 1.0)
     assert abs(crop[8, :, 0].astype(int).mean() - 127.5) < 6
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import sslx
-from experiments import imagenet_groups as groups_of
-from experiments import imagenet_models, sparsity
+from experiments.cifar_ssl import sparsity
+from experiments.imagenet_ssl import groups as groups_of
+from experiments.models import imagenet as imagenet_models
 from sslx import measure
 
 

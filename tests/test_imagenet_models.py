@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import imagenet_models as models
+from experiments.models import imagenet as models
 from sslx import measure
 
 

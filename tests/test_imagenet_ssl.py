@@ -16,16 +16,11 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import (
-    checkpoints,
-    imagenet_data,
-    imagenet_sets,
-    imagenet_ssl,
-    imagenet_stages,
-    runs,
-    steps,
-    train,
-)
+from experiments.data import imagenet as imagenet_data
+from experiments.data import imagenet_sets
+from experiments.imagenet_ssl import __main__ as imagenet_ssl
+from experiments.imagenet_ssl import stages as imagenet_stages
+from experiments.training import checkpoints, loop, runs, steps
 from tests.imagenet_tars import assert_same_batches, stream, take, write_tars
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -57,15 +52,15 @@ class Tiny(nn.Module):
         return nn.Dense(3, dtype=self.dtype)(x).astype(jnp.float32)
 
 
-def tiny_stage() -> train.Stage:
+def tiny_stage() -> loop.Stage:
     model = Tiny()
     variables = model.init(jax.random.key(1), jnp.zeros((1, 16, 16, 3)))
     schedule = optax.constant_schedule(0.05)
     optimizer = optax.sgd(schedule, momentum=0.9)
-    return train.Stage("tiny", model.apply, variables, optimizer, schedule)
+    return loop.Stage("tiny", model.apply, variables, optimizer, schedule)
 
 
-OPTIONS = train.Options(
+OPTIONS = loop.Options(
     epochs=3, batch=4, log_every=1, smoothing=0.1, dropout=True, checkpoint_every=0.0
 )
 KILLED = """
@@ -73,7 +68,8 @@ import pathlib, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import numpy as np
 import test_imagenet_ssl as tests
-from experiments import imagenet_data, train
+from experiments.data import imagenet as imagenet_data
+from experiments.training import loop
 
 def main():
     folder = pathlib.Path(sys.argv[2])
@@ -89,7 +85,7 @@ def main():
             return super().at(step)
 
     imagenet_data.Stream = Stream
-    train.fit(tests.tiny_stage(), source, tests.OPTIONS, folder)
+    loop.fit(tests.tiny_stage(), source, tests.OPTIONS, folder)
 
 if __name__ == "__main__":
     main()
@@ -106,7 +102,7 @@ def test_a_killed_training_goes_on_with_the_batches_it_had_not_seen(
     root, tmp_path, monkeypatch
 ):
     rarely = dataclasses.replace(OPTIONS, checkpoint_every=1e9)
-    whole = train.fit(tiny_stage(), stream(root), rarely, tmp_path / "whole")
+    whole = loop.fit(tiny_stage(), stream(root), rarely, tmp_path / "whole")
     cut, script = tmp_path / "cut", tmp_path / "killed.py"
     tests = str(pathlib.Path(__file__).parent)
     script.write_text(KILLED.format(root=str(ROOT), tests=tests))
@@ -132,7 +128,7 @@ def test_a_killed_training_goes_on_with_the_batches_it_had_not_seen(
     assert json.loads(position.read_text()) == {"given": start}
     seen = []
     monkeypatch.setattr(imagenet_data, "place", spy(seen, imagenet_data.place))
-    rest = train.fit(tiny_stage(), stream(root), rarely, cut)
+    rest = loop.fit(tiny_stage(), stream(root), rarely, cut)
     assert_bits(whole, rest)
     expected = take(imagenet_data.Loader(stream(root).train_batches(0, 4), 0), 15)
     given = [batch for batch in seen if len(batch["label"]) == 4]
@@ -154,10 +150,10 @@ def spy(seen: list, place):
 
 
 def test_a_stream_at_another_step_is_refused(root):
-    mesh = train.device_mesh()
+    mesh = loop.device_mesh()
     batches = stream(root).batches(OPTIONS, 5, mesh)
     batches.at(0)
-    with pytest.raises(train.TrainingError, match="is at batch 1, training at 0"):
+    with pytest.raises(loop.TrainingError, match="is at batch 1, training at 0"):
         batches.at(0)
     batches.close()
 
@@ -183,13 +179,13 @@ def test_label_smoothing_and_dropout_reach_the_step(root):
     np.testing.assert_allclose(found, -(targets * logs).sum(-1), rtol=1e-5)
     plain = steps.cross_entropy(logits, labels)
     np.testing.assert_allclose(plain, -logs[np.arange(4), labels], rtol=1e-5)
-    mesh = train.device_mesh()
+    mesh = loop.device_mesh()
     batch = stream(root).batches(OPTIONS, 5, mesh).at(0)
     losses = []
     for dropout in (True, False):
         options = dataclasses.replace(OPTIONS, dropout=dropout)
         step = stream(root).make_step(tiny_stage(), options, mesh)
-        state = train.initial_state(tiny_stage(), options, mesh)
+        state = loop.initial_state(tiny_stage(), options, mesh)
         losses.append(float(jax.jit(step)(state, *batch).sums.loss))
     assert losses[0] != losses[1]
 
@@ -204,9 +200,9 @@ print(*tests.three_steps(pathlib.Path(sys.argv[1])))
 
 def three_steps(root) -> tuple[int, int, float, float]:
     """Devices, images on one of them, loss and accuracy after three steps."""
-    source, mesh = stream(root), train.device_mesh()
+    source, mesh = stream(root), loop.device_mesh()
     batches = source.batches(OPTIONS, 5, mesh)
-    state = train.initial_state(tiny_stage(), OPTIONS, mesh)
+    state = loop.initial_state(tiny_stage(), OPTIONS, mesh)
     step = jax.jit(source.make_step(tiny_stage(), OPTIONS, mesh))
     for number in range(3):
         batch = batches.at(number)
@@ -241,7 +237,7 @@ def test_batches_must_divide_among_devices(root):
     class Mesh:
         devices = np.zeros(3)
 
-    with pytest.raises(train.TrainingError, match="batch: got 4, expected a multiple"):
+    with pytest.raises(loop.TrainingError, match="batch: got 4, expected a multiple"):
         stream(root).batches(OPTIONS, 5, Mesh())
 
 
@@ -262,11 +258,11 @@ def test_parameters_are_float32_and_the_computation_is_bfloat16(root, tmp_path):
     image = jnp.zeros((2, *context.image_shape))
     state = jax.eval_shape(model.init, jax.random.key(0), image)
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32")}
-    stage = train.Stage(
+    stage = loop.Stage(
         "x", model.apply, state, optax.sgd(0.1, momentum=0.9), lambda step: 0.1
     )
-    options = train.Options(epochs=1, batch=2, **context.training)
-    step = context.source.make_step(stage, options, train.device_mesh())
+    options = loop.Options(epochs=1, batch=2, **context.training)
+    step = context.source.make_step(stage, options, loop.device_mesh())
     momentum = jax.eval_shape(stage.optimizer.init, state["params"])
     begin = steps.State(
         jnp.zeros((), jnp.int32), dict(state), momentum, steps.no_sums()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import sslx
-from experiments import records
+from experiments.training import records
 from tests import killed_study
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 import sslx
-from experiments import mnist_report, mnist_ssl, mnist_stages, models
+from experiments import models
+from experiments.mnist_ssl import __main__ as mnist_ssl
+from experiments.mnist_ssl import report as mnist_report
+from experiments.mnist_ssl import stages as mnist_stages
 
 
 def params_of(name):

@@ -115,7 +115,7 @@ def test_mlp_has_the_papers_layers():
 
 
 def test_eighteen_convolutions_of_resnet20_are_regularised_in_the_papers_shapes():
-    from experiments import sparsity
+    from experiments.cifar_ssl import sparsity
 
     _, variables = cost("resnet20")
     paths = sparsity.kernels(variables["params"])

@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from experiments import ssl_report
+from experiments.cifar_ssl import report as ssl_report
 from sslx import report
 
 
@@ -156,7 +156,9 @@ def test_main_figures_are_ratios_of_the_record(record):
 
 
 def test_a_stage_that_is_not_complete_is_named(tmp_path):
-    from experiments import cifar_ssl, runs, ssl_stages
+    from experiments.cifar_ssl import __main__ as cifar_ssl
+    from experiments.cifar_ssl import stages as ssl_stages
+    from experiments.training import runs
 
     context = ssl_stages.Context(
         cifar_ssl.Config(), runs.Run(tmp_path, cifar_ssl.STAGES), None

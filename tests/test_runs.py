@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import checkpoints, metrics, records, runs
+from experiments.training import checkpoints, metrics, records, runs
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -187,7 +187,7 @@ def test_the_digest_sees_every_bit_and_every_place(x64, dtype):
 HOLD = """
 import pathlib, sys, time
 sys.path.insert(0, sys.argv[2])
-from experiments import runs
+from experiments.training import runs
 with runs.taken(pathlib.Path(sys.argv[1])):
     print("holds", flush=True)
     time.sleep(600)

@@ -13,8 +13,9 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import checkpoints, data, train
-from experiments.train import Options, Stage
+from experiments.data import image_sets
+from experiments.training import checkpoints, loop
+from experiments.training.loop import Options, Stage
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -39,7 +40,7 @@ def tiny_stage(rate=0.1) -> Stage:
 
 @pytest.fixture(scope="module")
 def digits():
-    return data.load("digits")
+    return image_sets.load("digits")
 
 
 def leaves(tree):
@@ -54,14 +55,14 @@ def assert_bits(a, b):
 def test_one_step_is_the_textbooks(digits):
     """Loss, gradient, momentum and statistics of one step, recomputed plainly."""
     stage, options = tiny_stage(), Options(epochs=1, batch=16, flip=False)
-    mesh = train.device_mesh()
-    state = train.initial_state(stage, options, mesh)
-    order = train.epoch_order(0, 0, len(digits.train_labels), 16)
-    step = jax.jit(train.make_step(stage, options, digits, mesh))
+    mesh = loop.device_mesh()
+    state = loop.initial_state(stage, options, mesh)
+    order = loop.epoch_order(0, 0, len(digits.train_labels), 16)
+    step = jax.jit(loop.make_step(stage, options, digits, mesh))
     new = step(state, digits.train_images, digits.train_labels, order)
 
     key = jax.random.fold_in(jax.random.key(0), 0)
-    x = data.augment(key, digits.train_images[order[0]], flip=False)
+    x = image_sets.augment(key, digits.train_images[order[0]], flip=False)
     mean, deviation = (row.reshape(1, 1, 1, 3) for row in digits.moments())
     x = (x / np.float32(255) - mean) / deviation
     y = digits.train_labels[order[0]]
@@ -85,10 +86,10 @@ def test_one_step_is_the_textbooks(digits):
 
 def test_one_step_gives_the_numbers_it_always_gave(digits):
     stage, options = tiny_stage(), Options(epochs=1, batch=64, seed=3)
-    mesh = train.device_mesh()
-    order = train.epoch_order(3, 0, len(digits.train_labels), 64)
-    step = jax.jit(train.make_step(stage, options, digits, mesh))
-    state = train.initial_state(stage, options, mesh)
+    mesh = loop.device_mesh()
+    order = loop.epoch_order(3, 0, len(digits.train_labels), 64)
+    step = jax.jit(loop.make_step(stage, options, digits, mesh))
+    state = loop.initial_state(stage, options, mesh)
     state = step(state, digits.train_images, digits.train_labels, order)
     found = (float(state.sums.loss), int(state.sums.correct))
     assert found == (pytest.approx(GOLDEN[0], rel=1e-4), GOLDEN[1]), (
@@ -101,24 +102,24 @@ GOLDEN = (2.5000076, 7)
 
 
 def test_every_epoch_sees_every_image_once_in_another_order():
-    first, second = (train.epoch_order(0, epoch, 100, 10) for epoch in (0, 1))
+    first, second = (loop.epoch_order(0, epoch, 100, 10) for epoch in (0, 1))
     assert sorted(first.ravel()) == sorted(second.ravel()) == list(range(100))
     assert (first != second).any()
-    assert (first == train.epoch_order(0, 0, 100, 10)).all()
-    assert train.epoch_order(0, 0, 105, 10).shape == (10, 10)
+    assert (first == loop.epoch_order(0, 0, 100, 10)).all()
+    assert loop.epoch_order(0, 0, 105, 10).shape == (10, 10)
 
 
 def test_a_run_cut_at_a_checkpoint_ends_with_the_same_bits(digits, tmp_path):
     options = Options(epochs=2, batch=256, log_every=2)
-    whole = train.fit(tiny_stage(), digits, options, tmp_path / "whole")
+    whole = loop.fit(tiny_stage(), digits, options, tmp_path / "whole")
     half = dataclasses.replace(options, epochs=1)
-    train.fit(tiny_stage(), digits, half, tmp_path / "cut")
-    rest = train.fit(tiny_stage(), digits, options, tmp_path / "cut")
+    loop.fit(tiny_stage(), digits, half, tmp_path / "cut")
+    rest = loop.fit(tiny_stage(), digits, options, tmp_path / "cut")
     assert_bits(whole, rest)
     logs = [
         [
             {k: v for k, v in row.items() if k != "images_per_second"}
-            for row in train.read_metrics(tmp_path / name / "metrics.jsonl")
+            for row in loop.read_metrics(tmp_path / name / "metrics.jsonl")
         ]
         for name in ("whole", "cut")
     ]
@@ -129,16 +130,17 @@ def test_a_run_cut_at_a_checkpoint_ends_with_the_same_bits(digits, tmp_path):
 KILLED = """
 import pathlib, sys
 sys.path[:0] = [{root!r}, {tests!r}]
-from experiments import data, train
+from experiments.data import image_sets
+from experiments.training import loop
 from test_train import tiny_stage
-options = train.Options(epochs=4, batch=64, log_every=1, checkpoint_every=0.0)
-train.fit(tiny_stage(), data.load("digits"), options, pathlib.Path(sys.argv[1]))
+options = loop.Options(epochs=4, batch=64, log_every=1, checkpoint_every=0.0)
+loop.fit(tiny_stage(), image_sets.load("digits"), options, pathlib.Path(sys.argv[1]))
 """
 
 
 def test_a_run_that_was_killed_ends_with_the_same_bits(digits, tmp_path):
     options = Options(epochs=4, batch=64, log_every=1, checkpoint_every=1e9)
-    whole = train.fit(tiny_stage(), digits, options, tmp_path / "whole")
+    whole = loop.fit(tiny_stage(), digits, options, tmp_path / "whole")
     script = tmp_path / "killed.py"
     tests = str(pathlib.Path(__file__).parent)
     script.write_text(KILLED.format(root=str(ROOT), tests=tests))
@@ -155,9 +157,9 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(digits, tmp_path):
     steps = checkpoints.Checkpoints(tmp_path / "cut" / "checkpoints")
     assert 0 < steps.latest() < 92
     steps.close()
-    rest = train.fit(tiny_stage(), digits, options, tmp_path / "cut")
+    rest = loop.fit(tiny_stage(), digits, options, tmp_path / "cut")
     assert_bits(whole, rest)
-    assert len(train.read_metrics(log)) == 92
+    assert len(loop.read_metrics(log)) == 92
 
 
 def damage(folder: pathlib.Path) -> pathlib.Path:
@@ -174,24 +176,24 @@ def damage(folder: pathlib.Path) -> pathlib.Path:
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_good(digits, tmp_path):
     options = Options(epochs=2, batch=256)
-    whole = train.fit(tiny_stage(), digits, options, tmp_path)
+    whole = loop.fit(tiny_stage(), digits, options, tmp_path)
     newest = damage(tmp_path / "checkpoints")
     with pytest.raises(checkpoints.CheckpointError) as error:
-        train.fit(tiny_stage(), digits, options, tmp_path)
+        loop.fit(tiny_stage(), digits, options, tmp_path)
     assert str(newest) in str(error.value)
     assert "delete that folder to continue from step 5" in str(error.value)
     for path in sorted(newest.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     newest.rmdir()
-    assert_bits(whole, train.fit(tiny_stage(), digits, options, tmp_path))
+    assert_bits(whole, loop.fit(tiny_stage(), digits, options, tmp_path))
 
 
 def test_infinite_loss_stops_and_keeps_the_last_good_checkpoint(digits, tmp_path):
-    train.fit(tiny_stage(), digits, Options(epochs=1, batch=256), tmp_path)
+    loop.fit(tiny_stage(), digits, Options(epochs=1, batch=256), tmp_path)
     options = Options(epochs=3, batch=256, log_every=1)
     wild = tiny_stage(rate=1e38)
-    with pytest.raises(train.TrainingError, match="Last good checkpoint: step 5"):
-        train.fit(wild, digits, options, tmp_path)
+    with pytest.raises(loop.TrainingError, match="Last good checkpoint: step 5"):
+        loop.fit(wild, digits, options, tmp_path)
     store = checkpoints.Checkpoints(tmp_path / "checkpoints")
     assert store.latest() == 5
     store.close()
@@ -200,15 +202,16 @@ def test_infinite_loss_stops_and_keeps_the_last_good_checkpoint(digits, tmp_path
 FULL = """
 import pathlib, resource, signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
-from experiments import checkpoints, data, train
+from experiments.data import image_sets
+from experiments.training import checkpoints, loop
 from test_train import tiny_stage
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder = pathlib.Path(sys.argv[1])
-digits = data.load("digits")
-train.fit(tiny_stage(), digits, train.Options(epochs=1, batch=256), folder)
+digits = image_sets.load("digits")
+loop.fit(tiny_stage(), digits, loop.Options(epochs=1, batch=256), folder)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
 try:
-    train.fit(tiny_stage(), digits, train.Options(epochs=2, batch=256), folder)
+    loop.fit(tiny_stage(), digits, loop.Options(epochs=2, batch=256), folder)
 except (checkpoints.CheckpointError, OSError) as error:
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
     print(type(error).__name__, error)
@@ -234,8 +237,8 @@ def test_a_file_that_cannot_grow_is_reported_and_the_last_checkpoint_stays(tmp_p
 
 
 def test_a_batch_larger_than_the_data_is_refused(digits, tmp_path):
-    with pytest.raises(train.TrainingError, match="batch: got 5000"):
-        train.fit(tiny_stage(), digits, Options(epochs=1, batch=5000), tmp_path)
+    with pytest.raises(loop.TrainingError, match="batch: got 5000"):
+        loop.fit(tiny_stage(), digits, Options(epochs=1, batch=5000), tmp_path)
 
 
 def test_accuracy_counts_every_test_image_once(digits):
@@ -245,23 +248,24 @@ def test_accuracy_counts_every_test_image_once(digits):
         return jax.nn.one_hot(jnp.full(len(images), 3), 10) + variables["a"]
 
     share = float(np.mean(digits.test_labels == 3))
-    assert train.evaluate(always_three, variables, digits, batch=128) == share
+    assert loop.evaluate(always_three, variables, digits, batch=128) == share
 
 
 MESH = """
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import jax, numpy as np
-from experiments import data, train
+from experiments.data import image_sets
+from experiments.training import loop
 from test_train import tiny_stage
-digits = data.load("digits")
+digits = image_sets.load("digits")
 found = []
 for shard in (False, True):
-    options = train.Options(epochs=1, batch=64, shard_params=shard)
-    mesh = train.device_mesh()
-    state = train.initial_state(tiny_stage(), options, mesh)
-    order = train.epoch_order(0, 0, len(digits.train_labels), 64)
-    step = jax.jit(train.make_step(tiny_stage(), options, digits, mesh))
+    options = loop.Options(epochs=1, batch=64, shard_params=shard)
+    mesh = loop.device_mesh()
+    state = loop.initial_state(tiny_stage(), options, mesh)
+    order = loop.epoch_order(0, 0, len(digits.train_labels), 64)
+    step = jax.jit(loop.make_step(tiny_stage(), options, digits, mesh))
     for _ in range(3):
         state = step(state, digits.train_images, digits.train_labels, order)
     found.append(float(state.sums.loss))
@@ -273,10 +277,10 @@ print(*found)
 
 def test_four_devices_compute_what_one_does(digits, tmp_path):
     stage, options = tiny_stage(), Options(epochs=1, batch=64)
-    mesh = train.device_mesh()
-    order = train.epoch_order(0, 0, len(digits.train_labels), 64)
-    step = jax.jit(train.make_step(stage, options, digits, mesh))
-    state = train.initial_state(stage, options, mesh)
+    mesh = loop.device_mesh()
+    order = loop.epoch_order(0, 0, len(digits.train_labels), 64)
+    step = jax.jit(loop.make_step(stage, options, digits, mesh))
+    state = loop.initial_state(stage, options, mesh)
     for _ in range(3):
         state = step(state, digits.train_images, digits.train_labels, order)
     script = tmp_path / "mesh.py"

@@ -14,32 +14,31 @@ from typing import Annotated
 
 import tyro
 
-from experiments import (
-    depth_report,
-    granularity_report,
-    granularity_shapes,
-    mnist_report,
-    psp_curves,
-    records,
-    runs,
-    ssl_report,
-)
+from experiments.cifar_depth import report as cifar_depth
+from experiments.cifar_ssl import report as cifar_ssl
+from experiments.granularity import report as granularity
+from experiments.granularity_shapes import report as granularity_shapes
+from experiments.imagenet_ssl import report as imagenet_ssl
+from experiments.mnist_ssl import report as mnist_ssl
+from experiments.psp_sweep import curves as psp_sweep
 from experiments.reports import alexnet, lowerings, networks, overhead, runtimes
 from experiments.reports.report import Record, Report
+from experiments.training import records, runs
 
 REPORTS: dict[str, Report] = {
     "alexnet_speed": alexnet.REPORT,
     "analysis": overhead.ANALYSIS,
-    "cifar_depth": depth_report.REPORT,
-    "cifar_psp": ssl_report.REPORT,
-    "cifar_ssl": ssl_report.REPORT,
-    "granularity": granularity_report.REPORT,
+    "cifar_depth": cifar_depth.REPORT,
+    "cifar_psp": cifar_ssl.REPORT,
+    "cifar_ssl": cifar_ssl.REPORT,
+    "granularity": granularity.REPORT,
     "granularity_shapes": granularity_shapes.REPORT,
+    "imagenet_ssl": imagenet_ssl.REPORT,
     "lowerings": lowerings.REPORT,
-    "mnist_ssl": mnist_report.REPORT,
+    "mnist_ssl": mnist_ssl.REPORT,
     "networks": networks.REPORT,
     "overhead": overhead.REPORT,
-    "psp_sweep": psp_curves.REPORT,
+    "psp_sweep": psp_sweep.REPORT,
     "runtimes": runtimes.REPORT,
     "training": runtimes.TRAINING,
 }

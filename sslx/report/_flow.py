@@ -32,10 +32,14 @@ class _Value:
     after: int
 
     @property
-    def rows(self) -> tuple[int, int]:
+    def rows(self) -> tuple[float, float]:
         """First and last row it lives at."""
         every = [*self.writers, *self.readers]
-        return min(self.writers), max(*every, min(self.writers) + 1)
+        first = min(self.writers)
+        return float(first), float(max(*every, first + 1))
+
+
+_Side = tuple[float, float, _Value]
 
 
 @style.styled
@@ -138,8 +142,8 @@ def _band(
 def _arrow(
     axis: Axes,
     row: int,
-    read: tuple[float, float, _Value] | None,
-    write: tuple[float, float, _Value] | None,
+    read: _Side | None,
+    write: _Side | None,
     starts: Mapping[_Value, float],
     *,
     gone: bool,
@@ -169,7 +173,7 @@ def _arrow(
     )
 
 
-def _first(side: tuple[float, float, _Value], row: int) -> bool:
+def _first(side: _Side, row: int) -> bool:
     return len(side[2].writers) == 1 and row in side[2].writers
 
 

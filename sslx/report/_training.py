@@ -153,8 +153,8 @@ def _upper(shades: colors.Colormap) -> colors.Colormap:
 
 @style.styled
 def norms_over_steps(
-    steps: Sequence[float],
-    norms: Mapping[str, Sequence[Sequence[float]]],
+    steps: Sequence[float | int],
+    norms: Mapping[str, Sequence[Sequence[float]]] | Mapping[str, np.ndarray],
     xlabel: str = "step",
 ) -> Figure:
     """How the norms of each layer's groups move while a penalty pulls at them.

@@ -127,7 +127,7 @@ def _add_above(figure: Figure, height: float) -> None:
     engine.set(rect=(0, 0, 1, axes / (old + height)))
 
 
-def percent(axis: Axes, which: str = "y", whole: float = 1.0) -> None:
+def percent(axis: Axes, which: str = "y", whole: float | int = 1) -> None:
     """Shares of `whole` as percentages, with the decimals that they have."""
     side = getattr(axis, f"{which}axis")
     side.set_major_formatter(lambda value, _: f"{round(100 * value / whole, 6):g}%")

@@ -1,0 +1,1 @@
+"""What sslx costs and gains, in ratios measured side by side."""

@@ -1,0 +1,1 @@
+"""Layers that SSL removes from residual networks."""

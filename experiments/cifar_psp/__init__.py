@@ -1,0 +1,1 @@
+"""Learned structure parameters (PSP) on CIFAR."""

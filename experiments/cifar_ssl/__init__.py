@@ -1,0 +1,1 @@
+"""The main study: train, sparsify with SSL, compact, fine-tune, benchmark, report."""

@@ -1,0 +1,1 @@
+"""Image sets: CIFAR, MNIST, Fashion-MNIST, digits, ImageNet."""

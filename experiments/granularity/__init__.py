@@ -1,0 +1,1 @@
+"""How the grain of sparsity trades accuracy for storage and memory references."""

@@ -1,0 +1,1 @@
+"""Prepare ImageNet for tensorflow-datasets."""

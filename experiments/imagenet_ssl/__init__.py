@@ -1,0 +1,1 @@
+"""SSL on ImageNet."""

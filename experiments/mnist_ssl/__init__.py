@@ -1,0 +1,1 @@
+"""SSL on LeNet and an MLP."""

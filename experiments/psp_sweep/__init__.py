@@ -1,0 +1,1 @@
+"""Error against sparsity for PSP and l1-norm pruning."""

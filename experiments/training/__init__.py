@@ -1,0 +1,1 @@
+"""One training loop for every study: steps, checkpoints, metrics, run folders."""
