@@ -11,6 +11,7 @@ import numpy as np
 
 from sslx._arguments import expect_number, expect_pattern
 from sslx._jax_compat import is_traced
+from sslx._table import Table, Tabular
 
 __all__ = ["GroupClass", "Groups", "Member", "first_matches"]
 
@@ -96,7 +97,7 @@ class GroupClass:
 
 
 @dataclasses.dataclass(frozen=True)
-class Groups:
+class Groups(Tabular):
     """All groups of a parameter pytree, as plain hashable data.
 
     A function may close over it or take it as a static argument of `jax.jit`.
@@ -175,18 +176,17 @@ class Groups:
 
     def describe(self) -> str:
         """A table of the classes (groups, entries per group, weight, leaves), notes."""
-        rows = [("class", "groups", "entries", "weight", "leaves")]
+        return str(self)
+
+    def _table(self) -> Table:
+        rows = []
         for c in self.classes:
             low, high = (c.sizes.min(), c.sizes.max()) if c.count else (0, 0)
             entries = f"{low}" if low == high else f"{low}-{high}"
             leaves = ", ".join(dict.fromkeys(m.path for m in c.members))
             rows.append((c.name, f"{c.count}", entries, f"{c.weight:g}", leaves))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = (
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
-            for row in rows
-        )
-        return "\n".join([*lines, *self.notes])
+        head = ("class", "groups", "entries", "weight", "leaves")
+        return Table(head, rows, self.notes)
 
 
 def first_matches(

@@ -13,7 +13,7 @@ from experiments import models
 from experiments.cifar_ssl import sparsity
 from experiments.cifar_ssl.stages import Context
 from experiments.models import imagenet as imagenet_models
-from experiments.reports.report import Report, origin
+from experiments.reports.report import Report, layer_rows, origin
 from experiments.training import loop, progress, runs
 from sslx import report
 from sslx.report import style
@@ -115,19 +115,48 @@ def pictures(record: dict[str, Any]) -> dict[str, Any]:
         for stage in _trained(record)
     ]
     model, rows = record["options"]["model"], _latency_rows(record)
+    layers = layer_rows(record["compact"]["layers"])
+    marks = _TUNED if "lowering" in record["benchmark"] else BY_XLA
     largest = [row for row in rows if row["name"] == "compact"][-1]
     return {
+        "overview": _overview(record, layers, rows, marks),
         "curves": report.learning_curves(record["metrics"]),
-        "widths": report.flow(record["compact"]["layers"], _units(model), model),
+        "widths": report.flow(layers, _units(model), model),
         "norms": report.group_norms(_norms(record)),
         **_norm_paths(record["metrics"]),
         "tradeoff": report.tradeoff(points),
         "latency": report.latency(
             rows,
-            _TUNED if "lowering" in record["benchmark"] else BY_XLA,
+            marks,
             f"{model}: {largest['speedup']:.2f}x faster at batch {largest['batch']}",
         ),
     }
+
+
+def _overview(
+    record: dict[str, Any],
+    layers: list[dict[str, Any]],
+    rows: list[dict[str, Any]],
+    marks: dict[str, tuple[str, str]],
+) -> Any:
+    """The network before and after, with its time at the middle batch size."""
+    batches = sorted({row["batch"] for row in rows})
+    batch = batches[len(batches) // 2]
+    times = {
+        marks[row["name"]][0]: (row, marks[row["name"]][1])
+        for row in rows
+        if row["batch"] == batch and row["name"] in marks
+    }
+    figure, options = main_figures(record), record["options"]
+    return report.overview(
+        layers,
+        times,
+        title=f"{options['model']} on {options['data']}: "
+        f"{100 * figure['macs_removed']:.0f}% fewer MACs, accuracy "
+        f"{100 * figure['accuracy_dense']:.1f}% → "
+        f"{100 * figure['accuracy_compact']:.1f}%",
+        batch=batch,
+    )
 
 
 def _norms(record: dict[str, Any]) -> dict[str, np.ndarray]:

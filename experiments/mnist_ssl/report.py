@@ -6,7 +6,7 @@ from typing import Any
 from experiments.cifar_ssl.report import BY_XLA
 from experiments.mnist_ssl import stages as mnist_stages
 from experiments.mnist_ssl.stages import Context
-from experiments.reports.report import Report, origin
+from experiments.reports.report import Report, layer_rows, origin
 from experiments.training import loop, progress, runs
 from sslx import report
 from sslx.report import style
@@ -154,7 +154,7 @@ def pictures(record: dict[str, Any]) -> dict[str, Any]:
     if len(compact) > 1:
         figures["sweep"] = _sweep(record)
     for name, result in record["compact"]["networks"].items():
-        figures[f"widths-{name}"] = report.flow(result["layers"], name=name)
+        figures[f"widths-{name}"] = report.flow(layer_rows(result["layers"]), name=name)
         stages = ("baseline", f"ssl/{name}", f"finetune/{name}")
         metrics = [row for row in record["metrics"] if row["stage"] in stages]
         figures[f"curves-{name}"] = report.learning_curves(metrics)

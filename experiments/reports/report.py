@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -36,6 +36,20 @@ class Report:
             content = self.page(record, pictures)
             paths.append(report.page(folder / "report.html", **content))
         return paths
+
+
+def layer_rows(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Layers of a record as rows of `sslx.Compact`."""
+    return [
+        {
+            "layer": layer["name"],
+            "kernel_before": layer["kernel"],
+            "kernel_after": layer["kernel_after"] or None,
+            "macs_before": layer["macs"],
+            "macs_after": layer["macs_after"],
+        }
+        for layer in layers
+    ]
 
 
 def origin(record: Record) -> dict[str, str]:

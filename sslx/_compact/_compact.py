@@ -174,7 +174,7 @@ class Compact:
 
     def summary(self) -> str:
         """The rows as text, with totals and what was held back."""
-        return _summary.text(self)
+        return str(_summary.table(self))
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -197,7 +197,7 @@ class Compact:
         return f"Compact({name}: {before:,} -> {after:,} entries, {len(leaves)} leaves)"
 
     def _repr_html_(self) -> str:
-        return _summary.html(self)
+        return _summary.table(self)._repr_html_()
 
 
 def compact(

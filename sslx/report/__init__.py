@@ -6,6 +6,7 @@ from a run folder without the network. Needs the extra `sslx[report]`.
 
 from sslx.report import style as style
 from sslx.report._flow import flow as flow
+from sslx.report._overview import overview as overview
 from sslx.report._page import Fact as Fact
 from sslx.report._page import Section as Section
 from sslx.report._page import page as page

@@ -49,8 +49,9 @@ def flow(
     """Widths along the layers, grey before and blue after, and the layers' MACs.
 
     Args:
-        layers: Records with `name`, `kernel` and `kernel_after` (shapes, empty where
-            the layer is gone), `macs` and `macs_after`, in order of execution.
+        layers: Rows of `Compact.rows()`, in order of execution: `layer`,
+            `kernel_before`, `kernel_after` (None where it is gone), `macs_before`,
+            `macs_after`.
         units: The network's `sslx.units`, which say what is a residual stream: a width
             that several layers write. Without them every layer reads the one before.
         name: Of the network, for the title.
@@ -63,7 +64,7 @@ def flow(
 
 
 def _title(layers: Sequence[Mapping[str, Any]], name: str) -> str:
-    share = sum(r["macs_after"] for r in layers) / sum(r["macs"] for r in layers)
+    share = sum(r["macs_after"] for r in layers) / sum(r["macs_before"] for r in layers)
     what = f"{name} keeps" if name else "What is left:"
     return f"{what} {100 * share:.0f}% of its MACs (grey: dense, blue: compact)"
 
@@ -99,7 +100,7 @@ def draw_flow(
             for v in (read, write)
         ]
         _arrow(axis, row, *sides, starts, gone=not layer["kernel_after"])
-    axis.set_yticks(range(len(layers)), [layer["name"] for layer in layers])
+    axis.set_yticks(range(len(layers)), [_short(layer["layer"]) for layer in layers])
     axis.set_ylim(len(layers) + 0.15, -0.6)
     axis.set_xlim(-0.55, (_INNER if streams else _STREAM) + 1.15)
     axis.set_xticks([_STREAM, _INNER] if streams else [])
@@ -184,17 +185,17 @@ def _values(layers: Sequence[Mapping[str, Any]], units: Groups | None) -> list[_
         if row not in written:
             readers = (row + 1,) if units is None and row + 1 < len(layers) else ()
             after = (layer["kernel_after"] or [0])[-1]
-            found.append(_Value((row,), readers, layer["kernel"][-1], after))
+            found.append(_Value((row,), readers, layer["kernel_before"][-1], after))
     return found
 
 
 def _shared(layers: Sequence[Mapping[str, Any]], units: Groups) -> Iterator[_Value]:
     """One value per unit's class: who writes and reads it, and how wide it is."""
-    rows = {layer["name"]: row for row, layer in enumerate(layers)}
+    rows = {_short(layer["layer"]): row for row, layer in enumerate(layers)}
     for family in units.classes:
         writers, readers, after = [], [], []
         for member in family.members:
-            name = member.path.removeprefix("params/").removesuffix("/kernel")
+            name = _short(member.path)
             if name not in rows or len(member.shape) < 2:
                 continue
             row, last = rows[name], len(member.view) - 1
@@ -207,11 +208,15 @@ def _shared(layers: Sequence[Mapping[str, Any]], units: Groups) -> Iterator[_Val
             yield _Value(tuple(writers), tuple(readers), family.count, max(after))
 
 
+def _short(path: str) -> str:
+    return path.removeprefix("params/").removesuffix("/kernel")
+
+
 def _macs(axis: Axes, layers: Sequence[Mapping[str, Any]]) -> None:
-    top = max(layer["macs"] for layer in layers)
+    top = max(layer["macs_before"] for layer in layers)
     scale, unit = (1e6, "million MACs") if top >= 1e6 else (1e3, "thousand MACs")
     for row, layer in enumerate(layers):
-        before, after = layer["macs"] / scale, layer["macs_after"] / scale
+        before, after = layer["macs_before"] / scale, layer["macs_after"] / scale
         axis.barh(row, before, height=0.7, color=style.DENSE_XLA)
         axis.barh(row, after, height=0.7, color=style.COMPACT_TUNED)
         text = f"{before:.3g}"
