@@ -1,10 +1,23 @@
+import pathlib
 import re
+import shutil
 
+import hypothesis
+import hypothesis.strategies as st
+import jax
 import numpy as np
 import pytest
+from IPython.core.formatters import DisplayFormatter
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+import sslx
 from experiments.cifar_ssl import report as ssl_report
+from experiments.reports import __main__ as reports
+from experiments.training import records, runs
 from sslx import report
+from sslx.report import style
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def make_record() -> dict:
@@ -56,6 +69,13 @@ def make_record() -> dict:
         for name, t in (("dense", 0.02), ("compact", 0.014), ("dense (again)", 0.0201))
     ]
     sparse = {"test_accuracy": 0.861, "macs": 40_813_184, "weights": 270_896}
+    norms = {
+        f"stage{s}_{b}/conv1": np.where(
+            rng.random(2**s) < 0.4, 0, rng.random(2**s) * 5
+        ).tolist()
+        for s in (1, 2, 3)
+        for b in (1, 2, 3)
+    }
     return {
         "options": {
             "model": "resnet20",
@@ -68,7 +88,7 @@ def make_record() -> dict:
         "ssl": {
             **trained,
             **sparse,
-            "zero_groups": {f"c{i}": 2 for i in range(9)},
+            "zero_groups": {name: row.count(0) for name, row in norms.items()},
             "groups": 42,
         },
         "compact": {
@@ -86,13 +106,7 @@ def make_record() -> dict:
         "benchmark": {
             "latency": {str(n): {"rows": rows} for n in (1, 32, 256)},
         },
-        "group_norms": {
-            f"stage{s}_{b}/conv1": np.where(
-                rng.random(2**s) < 0.4, 0, rng.random(2**s) * 5
-            ).tolist()
-            for s in (1, 2, 3)
-            for b in (1, 2, 3)
-        },
+        "group_norms": norms,
         "metrics": metrics,
         "provenance": {
             "command": "python -m experiments.cifar_ssl",
@@ -135,10 +149,33 @@ def test_text_is_escaped(tmp_path):
     assert "&lt;script&gt;" in text and "a &lt; b" in text
 
 
-def test_every_picture_is_a_png(record, tmp_path):
+def drawn(figure):
+    """Boxes of all that is drawn, in shares of the figure."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    box = figure.get_tightbbox(renderer)
+    return box.transformed(figure.dpi_scale_trans + figure.transFigure.inverted())
+
+
+def check_inside(figure):
+    box = drawn(figure)
+    assert -0.001 <= box.x0 and box.x1 <= 1.001, box
+    assert -0.001 <= box.y0 and box.y1 <= 1.001, box
+
+
+def test_pictures_are_small_pngs_with_nothing_over_the_edge(record, tmp_path):
     for name, figure in ssl_report.pictures(record).items():
         place = report.save_png(figure, tmp_path / f"{name}.png")
         assert place.read_bytes().startswith(b"\x89PNG")
+        assert place.stat().st_size < 150_000
+        check_inside(figure)
+
+
+def test_notebooks_show_a_picture_without_pyplot():
+    figure = report.group_norms({"a": np.array([0.0, 2.0, 1.0])})
+    data, about = DisplayFormatter().format(figure)
+    assert data["image/png"].startswith(b"\x89PNG")
+    assert about["image/png"]["width"] == 700
 
 
 def test_zero_groups_are_red_and_only_they():
@@ -147,6 +184,165 @@ def test_zero_groups_are_red_and_only_they():
     red = [np.all(np.isclose(x[..., :3], images[1][0, 0, :3]), axis=-1) for x in images]
     np.testing.assert_array_equal(red[0], [[False, False, True]])
     np.testing.assert_array_equal(red[1], [[True, True]])
+
+
+def test_every_row_of_norms_is_as_long_and_high_as_the_others():
+    sizes = (1, 2, 800)
+    figure = report.group_norms({str(n): np.arange(float(n)) for n in sizes})
+    extents = [image.get_extent() for image in figure.axes[0].get_images()]
+    for y, (left, right, bottom, top) in enumerate(extents):
+        assert (left, right) == (0, 1)
+        assert (bottom, top) == pytest.approx((y + 0.4, y - 0.4))
+
+
+def test_small_norms_that_a_record_rounds_to_zero_are_not_red(record):
+    rounded = {"a": [0.0, 0.0, 0.0, 1.0]}
+    given = {**record, "group_norms": rounded, "ssl": {"zero_groups": {"a": 1}}}
+    (row,) = ssl_report._norms(given).values()
+    assert (row == 0).tolist() == [False, False, False, True]
+    assert (np.diff(row) <= 0).all()
+
+
+@hypothesis.given(
+    low=st.floats(0.011, 0.999), high=st.floats(1.001, 900), which=st.sampled_from("xy")
+)
+@hypothesis.settings(deadline=None, max_examples=30)
+def test_an_axis_of_ratios_has_its_ends_and_one_on_it(low, high, which):
+    axis = style.picture("t", 2.0).subplots()
+    style.ratio_axis(axis, low, high, which)
+    left, right = getattr(axis, f"get_{which}lim")()
+    assert 0 < left <= low and high <= right
+    ticks = getattr(axis, f"get_{which}ticks")()
+    assert any(np.isclose(ticks, 1)) and len(ticks) <= 16
+    assert left <= min(ticks) and max(ticks) <= right
+
+
+def test_ratios_are_dots_with_their_spread():
+    panels = {"p": {"row": {"a": (2.0, 1.5, 3.0), "b": (0.5,)}}}
+    marks = {name: report.Mark(name, "#123456") for name in "abc"}
+    figure = report.ratios(panels, marks, title="t", xlabel="x")
+    lines = [line.get_xdata() for line in figure.axes[0].get_lines()]
+    for wanted in ([2.0], [1.5, 3.0], [0.5]):
+        assert any(np.array_equal(line, wanted) for line in lines)
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == ["a", "b"]
+    check_inside(figure)
+
+
+def layer(name, before, after, macs=(4, 2)):
+    return {
+        "layer": f"params/{name}/kernel",
+        "kernel_before": before,
+        "kernel_after": after,
+        "macs_before": 1_000_000 * macs[0],
+        "macs_after": 1_000_000 * macs[1],
+    }
+
+
+def test_the_flow_draws_a_residual_stream_once():
+    shape = jax.ShapeDtypeStruct
+    sizes = {"a": (3, 8), "b": (8, 16), "c": (16, 8), "d": (8, 4)}
+    variables = {
+        "params": {
+            name: {"kernel": shape(size, "float32")} for name, size in sizes.items()
+        }
+    }
+
+    def net(variables, x):
+        w = {name: leaf["kernel"] for name, leaf in variables["params"].items()}
+        x = jax.nn.relu(x @ w["a"])
+        return (x + jax.nn.relu(x @ w["b"]) @ w["c"]) @ w["d"]
+
+    units = sslx.units(net, variables, shape((2, 3), "float32"))
+    after = {"a": (3, 6), "b": (6, 5), "c": (5, 6), "d": (6, 4)}
+    rows = [layer(name, sizes[name], after[name]) for name in sizes]
+    figure = report.flow(rows, units, "net")
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert sorted(texts) == ["16 → 5", "4", "8 → 6"]
+    assert len(figure.axes[0].patches) == len(rows)
+    check_inside(figure)
+
+
+def test_a_flow_without_units_is_a_chain_and_a_layer_may_be_gone():
+    rows = [
+        layer("a", (3, 8), (3, 8)),
+        layer("b", (8, 8), None, (4, 0)),
+        layer("c", (8, 2), (8, 2)),
+    ]
+    figure = report.flow(rows)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == ["8", "8 → 0", "2"]
+    assert any("gone" in text.get_text() for text in figure.axes[1].texts)
+    check_inside(figure)
+
+
+def test_norms_over_steps_turn_red_at_zero():
+    norms = {"a": [[1.0, 2.0], [0.0, 1.5], [0.0, 1.0]]}
+    figure = report.norms_over_steps([0, 10, 20], norms)
+    red = [
+        line
+        for line in figure.axes[0].get_lines()
+        if line.get_color() == style.ZERO and np.isfinite(line.get_ydata()).any()
+    ]
+    (dead,) = red
+    np.testing.assert_array_equal(dead.get_ydata(), [np.nan, 0, 0])
+    check_inside(figure)
+
+
+def test_sensitivity_plots_every_class_down_to_the_baseline():
+    losses = {"a": np.array([3.0, 1.0]), "b": np.array([0.6, 0.5])}
+    found = sslx.select.Sensitivity((0.2, 0.5), losses, 0.5)
+    figure = found.plot("error")
+    for axis, values in zip(figure.axes, losses.values(), strict=True):
+        _, line = axis.get_lines()
+        np.testing.assert_allclose(line.get_xdata(), [0.2, 0.5, 1])
+        np.testing.assert_allclose(line.get_ydata(), [*values, 0.5])
+    assert "a costs most" in figure.get_suptitle()
+    check_inside(figure)
+
+
+def test_a_sweep_runs_through_the_means_over_seeds():
+    points = [
+        {"series": "s", "value": value, "error": error, "zero": 0.5}
+        for value, error in ((0.1, 0.2), (0.1, 0.4), (1.0, 0.5))
+    ]
+    figure = report.sweep(points, title="t", parameter="lambda", reference=0.1)
+    line = figure.axes[0].get_lines()[0]
+    np.testing.assert_allclose(line.get_ydata(), [0.3, 0.5])
+    check_inside(figure)
+
+
+FOLDERS = sorted(p.parent for p in (ROOT / "results").glob("*/record.json"))
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_pictures_of_a_record_are_those_committed(folder):
+    found = records.read_json(folder / "record.json")
+    figures = reports.report_of(found, folder).pictures(found)
+    assert sorted(p.stem for p in folder.glob("*.png")) == sorted(figures)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_nothing_in_a_committed_picture_is_over_the_edge(folder):
+    found = records.read_json(folder / "record.json")
+    for figure in reports.report_of(found, folder).pictures(found).values():
+        check_inside(figure)
+
+
+def test_reports_draws_a_folder_again(tmp_path):
+    folder = ROOT / "results" / "networks-measure"
+    shutil.copy(folder / "record.json", tmp_path)
+    reports.main(reports.Config((tmp_path,)))
+    assert (tmp_path / "networks.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_without_a_known_record_is_named(tmp_path):
+    with pytest.raises(runs.RunError, match=f"{tmp_path}: no record"):
+        reports.main(reports.Config((tmp_path,)))
+    other = {"provenance": {"command": "python -m experiments.other"}}
+    with pytest.raises(runs.RunError, match=r"experiments\.other.*alexnet_speed"):
+        reports.report_of(other, tmp_path)
 
 
 def test_main_figures_are_ratios_of_the_record(record):
@@ -158,7 +354,6 @@ def test_main_figures_are_ratios_of_the_record(record):
 def test_a_stage_that_is_not_complete_is_named(tmp_path):
     from experiments.cifar_ssl import __main__ as cifar_ssl
     from experiments.cifar_ssl import stages as ssl_stages
-    from experiments.training import runs
 
     context = ssl_stages.Context(
         cifar_ssl.Config(), runs.Run(tmp_path, cifar_ssl.STAGES), None

@@ -231,6 +231,11 @@ def page_content(record: dict[str, Any], figures: dict[str, Any]) -> dict[str, A
     sections = [
         report.Section(
             "Before and after",
+            "What the run did to the network.",
+            figures["overview"],
+        ),
+        report.Section(
+            "Accuracy and cost",
             "Accuracy is that of the last epoch, not of the best one.",
             figures["tradeoff"],
             _table(record),

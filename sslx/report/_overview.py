@@ -12,7 +12,7 @@ from sslx.report import style
 @style.styled
 def overview(
     layers: Sequence[Mapping[str, Any]],
-    times: Mapping[str, tuple[Mapping[str, float], str]],
+    times: Mapping[str, tuple[Mapping[str, Any], str]],
     *,
     title: str,
     batch: int,
@@ -50,7 +50,7 @@ def overview(
     return figure
 
 
-def _times(axis: Axes, times: Mapping[str, tuple[Mapping[str, float], str]]) -> None:
+def _times(axis: Axes, times: Mapping[str, tuple[Mapping[str, Any], str]]) -> None:
     longest = max(row["q3"] for row, _ in times.values())
     for y, (row, color) in enumerate(times.values()):
         axis.barh(y, row["median"], height=0.7, color=color)

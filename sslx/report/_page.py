@@ -68,7 +68,7 @@ def page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["png"] = _data_url
+    environment.filters |= {"png": _data_url, "said": _said}
     text = environment.get_template("page.html.jinja").render(
         title=title, lead=lead, facts=facts, sections=sections, origin=origin
     )
@@ -77,3 +77,8 @@ def page(
 
 def _data_url(figure: Figure) -> str:
     return "data:image/png;base64," + base64.b64encode(style.png(figure)).decode()
+
+
+def _said(figure: Figure) -> str:
+    """The picture's title, for those who do not see it."""
+    return figure.get_suptitle().replace("\n", " ")

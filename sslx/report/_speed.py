@@ -96,7 +96,7 @@ def ratios(
     return figure
 
 
-def _dot(axis: Axes, y: float, value: Sequence[float], mark: Mark) -> None:
+def _dot(axis: Axes, y: int, value: Sequence[float], mark: Mark) -> None:
     middle, *spread = value
     if spread:
         axis.plot(spread, [y, y], color=mark.color, lw=1.2, zorder=2)

@@ -259,7 +259,7 @@ def _number_ticks(axis: Axes, values: Sequence[float]) -> None:
 @style.styled
 def sensitivity(
     densities: Sequence[float],
-    losses: Mapping[str, Sequence[float]],
+    losses: Mapping[str, Sequence[float]] | Mapping[str, np.ndarray],
     baseline: float,
     label: str = "loss",
 ) -> Figure:
