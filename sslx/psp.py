@@ -19,8 +19,8 @@ import optax
 from jaxtyping import Array, Bool, PyTree
 
 from sslx._arguments import expect, expect_number, expect_word
-from sslx._classes import Groups
-from sslx._groups import (
+from sslx._groups.classes import Groups
+from sslx._groups.groups import (
     Leaves,
     add_to_classes,
     expect_groups,

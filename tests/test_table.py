@@ -40,7 +40,7 @@ SHOWN = {
         ),
         "3x3x2x2",
     ),
-    "plan": (lambda: sslx.compact(net, PARAMS, X).plan, "3x3"),
+    "plan": (lambda: sslx.compact(net)(PARAMS, X).plan, "3x3"),
     "sensitivity": (
         lambda: select.Sensitivity((0.5,), {"layer": np.array([2.0])}, 1.0),
         "layer",
@@ -78,7 +78,7 @@ def test_cells_are_escaped():
 
 def test_a_plan_names_what_shrinks_and_counts_the_rest():
     variables = {**PARAMS, "c": jnp.ones(2)}
-    small = sslx.compact(lambda p, x: net(p, x) + p["c"][None], variables, X)
+    small = sslx.compact(lambda p, x: net(p, x) + p["c"][None])(variables, X)
     lines = str(small.plan).splitlines()
     assert [line.split() for line in lines[1:3]] == [
         ["a", "3x4", "3x3"],

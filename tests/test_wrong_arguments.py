@@ -12,7 +12,7 @@ import pytest
 
 import sslx
 from sslx import measure, psp, select
-from sslx._compact import LeafPlan, Plan
+from sslx._compact.plan import LeafPlan, Plan
 
 PARAMS = {"a": {"kernel": np.ones((4, 6))}, "b": {"kernel": np.ones((6, 2))}}
 GROUPS = sslx.groups(PARAMS, {"kernel": sslx.FILTER})

@@ -184,7 +184,7 @@ def _units(model_name: str) -> sslx.Groups:
         shape = imagenet_models.image_shape(model_name)
     x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
-    return sslx.units(model.apply, variables, x)
+    return sslx.units(model.apply)(variables, x)
 
 
 def _norm_paths(metrics: list[dict[str, Any]]) -> dict[str, Any]:

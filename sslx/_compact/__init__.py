@@ -1,10 +1,6 @@
-"""Compaction: analysis, plan, reduced evaluation, files."""
+"""Compaction, in the order of the pipeline.
 
-from sslx._compact._compact import Compact as Compact
-from sslx._compact._compact import compact as compact
-from sslx._compact._files import load as load
-from sslx._compact._files import save as save
-from sslx._compact._plan import LeafPlan as LeafPlan
-from sslx._compact._plan import Plan as Plan
-from sslx._compact._plan import apply_plan as apply_plan
-from sslx._compact._units import units as units
+`jaxpr` traces a function, `rules` say what each primitive relates to what, `analysis`
+finds what is alive, `rewrite` evaluates the program on that alone. `compact`, `units`
+and `apply` are built on them; `plan` is what they hand on, as plain data.
+"""

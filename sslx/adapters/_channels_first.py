@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from sslx import _jax_compat
-from sslx.graph._bodies import BODIES, Call
-from sslx.graph._program import Equation, Program, Value
-from sslx.graph._relation import relation
+from sslx._compact.analysis.control_flow import BODIES, Call
+from sslx._compact.jaxpr.program import Equation, Program, Value
+from sslx._compact.rules.relation import relation
 
 _WINDOW = (
     "window_dimensions",

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sslx._compact import Compact, apply_plan, compact
-from sslx._groups import flatten, unflatten
+from sslx._compact.analysis.report import Held
+from sslx._compact.compact import compact
+from sslx._compact.compacted import Compact
+from sslx._compact.plan import apply_plan
+from sslx._groups.groups import flatten, unflatten
 from sslx.adapters import _sizes
 from sslx.adapters._runs import Failure, Reference, Side, concrete
 from sslx.adapters._sizes import Build, Part, Place, Sizes
-from sslx.graph import Held
 
 _TRIES = 64
 
@@ -75,7 +77,7 @@ def reduced(
     first: Unfit | None = None
     while True:
         whole, paths = _filled(variables, held)
-        small = compact(fn, whole, *args, **options, **kwargs)
+        small = compact(fn, **options)(whole, *args, **kwargs)
         if held:
             back = tuple(
                 dataclasses.replace(h, paths=paths[p]) for p, h in held.items()
@@ -339,7 +341,8 @@ def _refused(failure: Failure, parts: Mapping[str, Part], seen: Any) -> str:
 
 
 _FIX = (
-    "fix: use the compact function, small = sslx.compact(*function(module), ...), "
+    "fix: use the function, fn, variables = function(module); "
+    "small = sslx.compact(fn)(variables, ...), "
     "which has no such limits"
 )
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sslx._compact import LeafPlan
+from sslx._compact.plan import LeafPlan
 
 Arrays = Mapping[str, LeafPlan]
 Shapes = dict[str, tuple[int, ...]]

@@ -7,8 +7,9 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from sslx._compact import Compact, LeafPlan
-from sslx._groups import flatten, unflatten
+from sslx._compact.compacted import Compact
+from sslx._compact.plan import LeafPlan
+from sslx._groups.groups import flatten, unflatten
 from sslx.adapters._resize import (
     Call,
     Library,

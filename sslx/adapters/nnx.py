@@ -7,8 +7,8 @@ import jax
 from flax import nnx
 from jaxtyping import PyTree
 
-from sslx._compact import Compact
-from sslx._groups import flatten, unflatten
+from sslx._compact.compacted import Compact
+from sslx._groups.groups import flatten, unflatten
 from sslx.adapters._resize import (
     Call,
     Library,

@@ -14,9 +14,9 @@ import numpy as np
 from onnx import load, save_model  # pyright: ignore
 
 from sslx import _jax_compat
-from sslx._compact import Compact
+from sslx._compact.compacted import Compact
+from sslx._compact.jaxpr.program import Equation, Program, Value, trace
 from sslx.adapters import _channels_first
-from sslx.graph._program import Equation, Program, Value, trace
 
 
 def save(

@@ -2,13 +2,13 @@
 
 from sslx.lowering._conv import Columns as Columns
 from sslx.lowering._conv import Conv as Conv
-from sslx.lowering._forms import XLA as XLA
-from sslx.lowering._forms import Form as Form
-from sslx.lowering._forms import applies as applies
-from sslx.lowering._forms import run as run
-from sslx.lowering._measure import Cache as Cache
+from sslx.lowering._forms.forms import XLA as XLA
+from sslx.lowering._forms.forms import Form as Form
+from sslx.lowering._forms.forms import applies as applies
+from sslx.lowering._forms.forms import run as run
 from sslx.lowering._rule import candidates as candidates
 from sslx.lowering._rule import rule as rule
+from sslx.lowering._timings import Cache as Cache
 from sslx.lowering._tune import Choice as Choice
 from sslx.lowering._tune import Lowering as Lowering
 from sslx.lowering._tune import Tuned as Tuned

@@ -10,7 +10,7 @@ import numpy as np
 
 from sslx import _jax_compat
 from sslx.lowering._conv import channels_are_last, has_sizes
-from sslx.lowering._sweep import Step
+from sslx.lowering._native.schedule import Step
 
 _OPS = ("add", "sub", "mul", "div", "max", "min")
 _OPENED = _jax_compat.CALLS | {"custom_jvp_call": "call_jaxpr"}

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sslx import _jax_compat
-from sslx.lowering import _epilogue, _forms
+from sslx.lowering import _epilogue
 from sslx.lowering._conv import (
     Conv,
     from_canonical,
@@ -19,11 +19,12 @@ from sslx.lowering._conv import (
     has_sizes,
     to_canonical,
 )
-from sslx.lowering._direct import followed, is_gradient
 from sslx.lowering._epilogue import Epilogue
-from sslx.lowering._forms import Form
-from sslx.lowering._moves import moved
-from sslx.lowering._reductions import reduced
+from sslx.lowering._forms import forms
+from sslx.lowering._forms.forms import Form
+from sslx.lowering._native.direct import followed, is_gradient
+from sslx.lowering._native.gather import moved
+from sslx.lowering._pools import reduced
 
 
 class Ways(NamedTuple):
@@ -162,7 +163,7 @@ def _other_form(
         form = form or ways.form(conv, _jax_compat.scope(eqn))
         if form.kind == "xla":
             return None
-        out = _forms.run(form, conv, *to_canonical(params, *operands))
+        out = forms.run(form, conv, *to_canonical(params, *operands))
         return from_canonical(params, out)
     if ways.reductions and len(operands) == 1:
         return reduced(eqn.primitive, params, operands[0])

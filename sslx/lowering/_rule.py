@@ -5,9 +5,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from sslx.lowering import _forms
 from sslx.lowering._conv import Conv
-from sslx.lowering._forms import XLA, Form, Kind
+from sslx.lowering._forms import forms
+from sslx.lowering._forms.forms import XLA, Form, Kind
 
 _CHUNK_BYTES = 2 << 20
 _MOST_BYTES = 1 << 29
@@ -45,7 +45,7 @@ def candidates(conv: Conv) -> list[Form]:
     return [
         form
         for form in dict.fromkeys(found)
-        if not _forms.applies(form, conv) and _patch_bytes(form, conv) <= _MOST_BYTES
+        if not forms.applies(form, conv) and _patch_bytes(form, conv) <= _MOST_BYTES
     ]
 
 
@@ -75,21 +75,21 @@ def rule(conv: Conv) -> Form:
     | other zero columns | `crop` |
     | else | `xla` |
     """
-    if not _forms.applies(Form("direct"), conv):
+    if not forms.applies(Form("direct"), conv):
         return Form("direct")
     if conv.batch_groups > 1:
         return XLA
     if conv.groups > 1:
-        if not _forms.applies(Form("depthwise"), conv):
+        if not forms.applies(Form("depthwise"), conv):
             return Form("depthwise")
-        if conv.groups > 8 or _forms.applies(Form("split"), conv):
+        if conv.groups > 8 or forms.applies(Form("split"), conv):
             return XLA
-        first, *rest = {rule(part) for part in _forms.groups_of(conv)}
+        first, *rest = {rule(part) for part in forms.groups_of(conv)}
         return Form("split") if rest else Form("split", first.chunk, first.kind)
     if any(d > 1 for d in conv.lhs_dilation):
         phases = Form("phases")
-        return XLA if _forms.applies(phases, conv) else phases
-    if not _forms.applies(Form("dot"), conv):
+        return XLA if forms.applies(phases, conv) else phases
+    if not forms.applies(Form("dot"), conv):
         return Form("dot")
     if math.prod(conv.out) == 1:
         return Form("unrolled")

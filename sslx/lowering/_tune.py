@@ -14,12 +14,12 @@ import numpy as np
 from sslx import _jax_compat
 from sslx._calls import Call, require_word, struct, take_apart
 from sslx._table import Table, Tabular, shape_text
-from sslx.lowering import _direct, _llvm
 from sslx.lowering._conv import Columns, Conv
 from sslx.lowering._evaluate import Alive, Ways, lowered
-from sslx.lowering._forms import XLA, Form
-from sslx.lowering._measure import Cache
+from sslx.lowering._forms.forms import XLA, Form
+from sslx.lowering._native import direct, llvm
 from sslx.lowering._rule import rule
+from sslx.lowering._timings import Cache
 from sslx.measure import latency
 
 Lowering = Literal["xla", "rule", "measure"]
@@ -415,14 +415,14 @@ def default_form(conv: Conv) -> Form:
 
 
 def _say_what_is_missing() -> None:
-    if _on_cpu() and _llvm.llvm is None:
+    if _on_cpu() and llvm.llvm is None:
         _warn_once()
 
 
 @functools.cache
 def _warn_once() -> None:
     warnings.warn(
-        f"convolutions take forms of XLA, which are slower: {_direct.MISSING}",
+        f"convolutions take forms of XLA, which are slower: {direct.MISSING}",
         RuntimeWarning,
         stacklevel=5,
     )

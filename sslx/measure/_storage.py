@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Integer, Num
 
-from sslx._structure import Layout, Structure, view
+from sslx._groups.structure import Layout, Structure, view
 
 __all__ = ["Encoded", "Storage", "encode", "storage"]
 

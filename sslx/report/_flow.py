@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
-from sslx._classes import Groups
+from sslx._groups.classes import Groups
 from sslx.report import style
 
 _STREAM, _INNER = 0.0, 1.15

@@ -1,13 +1,13 @@
 """Which groups to keep: scores, choices under densities and budgets, sensitivity."""
 
-from sslx.select._budget import within_budget as within_budget
-from sslx.select._choose import Costs as Costs
-from sslx.select._choose import Density as Density
-from sslx.select._choose import Masks as Masks
-from sslx.select._choose import bytes_of as bytes_of
-from sslx.select._choose import keep as keep
-from sslx.select._choose import macs_of as macs_of
-from sslx.select._choose import n_of_m as n_of_m
+from sslx.select._budgets import within_budget as within_budget
+from sslx.select._keep import Costs as Costs
+from sslx.select._keep import Density as Density
+from sslx.select._keep import Masks as Masks
+from sslx.select._keep import bytes_of as bytes_of
+from sslx.select._keep import keep as keep
+from sslx.select._keep import macs_of as macs_of
+from sslx.select._keep import n_of_m as n_of_m
 from sslx.select._prune import PruneState as PruneState
 from sslx.select._prune import prune as prune
 from sslx.select._schedules import one_cycle as one_cycle

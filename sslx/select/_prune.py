@@ -9,9 +9,15 @@ import optax
 from jaxtyping import Array, PyTree
 
 from sslx._arguments import expect_number
-from sslx._classes import Groups
-from sslx._groups import expect_groups, flatten, present, select_classes, unflatten
-from sslx.select._choose import Density, keep
+from sslx._groups.classes import Groups
+from sslx._groups.groups import (
+    expect_groups,
+    flatten,
+    present,
+    select_classes,
+    unflatten,
+)
+from sslx.select._keep import Density, keep
 from sslx.select._scores import Scores, sum_abs
 
 __all__ = ["PruneState", "prune"]

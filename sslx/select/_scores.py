@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from sslx._arguments import expect_number, expect_pattern
-from sslx._classes import GroupClass, Groups, Member
-from sslx._groups import Leaves, expect_groups, flatten, in_order, present, scale
-from sslx._sites import sums_of
+from sslx._groups.arithmetic import sums_of
+from sslx._groups.classes import GroupClass, Groups, Member
+from sslx._groups.groups import Leaves, expect_groups, flatten, in_order, present, scale
 
 __all__ = [
     "Loss",

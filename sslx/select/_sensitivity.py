@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from sslx._arguments import expect_number
-from sslx._classes import Groups
-from sslx._groups import scale
+from sslx._groups.classes import Groups
+from sslx._groups.groups import scale
 from sslx._table import Table, Tabular
-from sslx.select._choose import Costs, keep
+from sslx.select._keep import Costs, keep
 from sslx.select._scores import Loss, Scores
 
 __all__ = ["Sensitivity", "sensitivity"]

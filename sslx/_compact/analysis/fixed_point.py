@@ -1,0 +1,150 @@
+"""The fixed point of liveness, and the plan that follows from it."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from sslx._compact.analysis.alignment import Alignment, settle
+from sslx._compact.analysis.constants import require as require_constants
+from sslx._compact.analysis.liveness import Facts, Liveness, full
+from sslx._compact.analysis.widths import Widths, round_up
+from sslx._compact.jaxpr.masks import Masks, either
+from sslx._compact.jaxpr.program import Program, Value
+from sslx._compact.jaxpr.tracing import Traced, whole_leaf
+from sslx._compact.plan import LeafPlan, Plan
+
+Look = Callable[[str, Masks], Masks]
+"""Which slices of a leaf are zero within the product of some regions of its axes."""
+
+_ROUNDS = 100
+"""Rounds of analysis, besides two for every equation: a death takes one to pass on."""
+
+
+def fixed_point(
+    live: Liveness,
+    traced: Traced,
+    leaves: Mapping[str, Any],
+    zeros: dict[str, Masks],
+    alignment: Alignment,
+    look: Look | None,
+    widths: Widths | None = None,
+) -> dict[str, Masks]:
+    """Analyse until nothing new is found dead; returns the zeros used.
+
+    With `look`, slices count as zero that are where nothing reads the rest of them.
+
+    After a number of rounds in proportion to the program it stops: what is dead by then
+    is dead, and the rest stays.
+    """
+    params = traced.program.inputs[: len(leaves)]
+    outputs = [
+        (v, full(v, True))
+        for v, name in zip(traced.program.outputs, traced.state, strict=True)
+        if name is None
+    ]
+    for _ in range(_ROUNDS + 2 * size(traced.program)):
+        _analyse(live, traced.program, zeros)
+        unread = live.narrow()
+        fresh = {
+            path: _restricted(live, value, path, zeros[path], look)
+            for path, value in zip(leaves, params, strict=True)
+        }
+        if unread or any(not _same(fresh[p], zeros[p]) for p in zeros):
+            zeros = fresh
+        elif settle(live, alignment, outputs) or (widths and round_up(live, widths)):
+            live.widen()
+        else:
+            return zeros
+    _analyse(live, traced.program, zeros)
+    return zeros
+
+
+def size(program: Program) -> int:
+    """The number of equations, those of bodies included."""
+    return sum(1 + sum(map(size, eqn.bodies)) for eqn in program.equations)
+
+
+def _analyse(live: Liveness, program: Program, zeros: Mapping[str, Masks]) -> None:
+    facts = [Facts(z, full(v, True), True, True) for z, v in pairs(zeros, program)]
+    rest = program.inputs[len(facts) :]
+    facts += [Facts(full(v, False), full(v, False)) for v in rest]
+    live.forward(facts)
+    wanted = [full(v, True) for v in program.outputs]
+    live.backward(wanted)
+    require_constants(live, wanted)
+
+
+def pairs(zeros: Mapping[str, Masks], program: Program) -> list[tuple[Masks, Value]]:
+    return list(zip(zeros.values(), program.inputs, strict=False))
+
+
+def _same(a: Masks, b: Masks) -> bool:
+    return all((x == y).all() for x, y in zip(a, b, strict=True))
+
+
+def _restricted(
+    live: Liveness, value: Value, path: str, old: Masks, look: Look | None
+) -> Masks:
+    """Zeros among the slices anything reads; an unread leaf stays as it is."""
+    region = _region(live, value)
+    if not value.shape or region is None or all(r.all() for r in region):
+        return old
+    if look is None:
+        return old
+    found = look(path, region)
+    return [z | (n & r) for z, n, r in zip(old, found, region, strict=True)]
+
+
+def _region(live: Liveness, value: Value) -> Masks | None:
+    need, constant = live.need.get(value), live.constant_need.get(value)
+    if need is None or constant is None:
+        return need if constant is None else constant
+    return [n | c for n, c in zip(need, constant, strict=True)]
+
+
+def planned(
+    live: Liveness,
+    params: list[Value],
+    leaves: Mapping[str, Any],
+    zeros: Mapping[str, Masks],
+) -> tuple[Plan, dict[str, int]]:
+    """What to keep of every leaf, and how many entries for constant channels only."""
+    plans, folded = {}, {}
+    for value, (path, leaf) in zip(params, leaves.items(), strict=True):
+        shape = tuple(leaf.shape)
+        if not shape:
+            plans[path] = whole_leaf(shape)
+            continue
+        alive, kept = computed(live, value), needed(live, value)
+        dead = [z & ~k for z, k in zip(zeros[path], kept, strict=True)]
+        plans[path] = LeafPlan(
+            shape,
+            tuple(None if m.all() else _ints(m) for m in kept),
+            tuple(_ints(m) if m.any() else None for m in dead),
+        )
+        spare = math.prod(m.sum() for m in kept) - math.prod(m.sum() for m in alive)
+        if spare:
+            folded[path] = int(spare)
+    return Plan(plans), folded
+
+
+def computed(live: Liveness, value: Value) -> Masks:
+    """The slices of a variable that computation on data reads."""
+    alive = live.alive(value)
+    return alive if all(m.any() for m in alive) else full(value, False)
+
+
+def needed(live: Liveness, value: Value) -> Masks:
+    """The same, and the slices that constants are made of."""
+    alive, constant = computed(live, value), live.constant_need.get(value)
+    return alive if constant is None else either(alive, constant)
+
+
+def _ints(mask: np.ndarray) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(mask).tolist())
+
+
+def inside(region: Masks, other: Masks) -> bool:
+    return all((o | ~r).all() for r, o in zip(region, other, strict=True))

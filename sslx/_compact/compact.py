@@ -1,0 +1,335 @@
+"""`compact`: dead-code elimination, one channel at a time, on the jaxpr."""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from sslx._calls import Call, require_count, require_word, struct, take_apart
+from sslx._compact.analysis.alignment import Alignment
+from sslx._compact.analysis.fixed_point import Look, fixed_point, planned
+from sslx._compact.analysis.liveness import Liveness
+from sslx._compact.analysis.report import KeptZeros, held_back, kept_zeros
+from sslx._compact.analysis.widths import Widths
+from sslx._compact.check import check as compare
+from sslx._compact.compacted import Compact
+from sslx._compact.jaxpr.arguments import read_variables, require_function
+from sslx._compact.jaxpr.masks import Masks
+from sslx._compact.jaxpr.program import Value
+from sslx._compact.jaxpr.state import expressions
+from sslx._compact.jaxpr.tracing import Traced, Tracer, whole_leaf
+from sslx._compact.jaxpr.zeros import Masked, Zeros
+from sslx._compact.plan import Plan
+from sslx._compact.rewrite.evaluation import (
+    Fault,
+    analysed,
+    fault,
+    kept_masks,
+)
+from sslx._groups.classes import Groups
+from sslx._groups.groups import unflatten
+from sslx.lowering import (
+    Lowering,
+    program_seconds,
+)
+
+Constants = Literal["fold", "keep"]
+
+
+def compact(
+    fn: Callable[..., Any],
+    *,
+    state: str | Sequence[str] = (),
+    groups: Groups | None = None,
+    masks: Mapping[str, Any] | None = None,
+    alignment: Alignment = "auto",
+    constants: Constants = "fold",
+    strict: bool = False,
+    check: bool = False,
+    round_to: int | None = None,
+    lowering: Lowering = "xla",
+) -> Callable[..., Compact]:
+    r"""Remove what is provably dead from a function and its variables.
+
+    For every axis of every intermediate value, a slice is alive if it is not zero,
+    starting from the zeros in the variables, and if something alive needs it. The
+    result computes `fn` on the alive slices only:
+
+    $$\mathrm{apply}(\mathrm{shrink}(v), x) = \mathrm{fn}(v, x)$$
+
+    up to rounding, for finite values: `0 * x` and `0 / x` count as zero, and so do -0.0
+    (`arctan2` and `copysign` tell it from 0.0) and the NaN that a lookup in a parameter
+    gives for an index out of range.
+
+    As `jax.export.export`, it takes the function and its own options first, and then an
+    example call: `sslx.compact(fn, **options)(variables, *args, **kwargs)`.
+
+    Args:
+      fn: any JAX function of `(variables, *args, **kwargs)`.
+      state: regular expressions; variables whose path one of them is found in are
+        state, such as running statistics: where an output's path ends with theirs, it
+        is their new value and comes back in the reduced shape. The collections that
+        Linen's `mutable=` names in a call are state without being named here.
+      groups: with `masks`, the groups that they speak of.
+      masks: class name -> True where a group is kept (`select.keep`, `sslx.alive`); the
+        others count as zero, and values are not looked at. Classes left out are kept.
+      alignment: where operands disagree about their alive slices, `"align"` keeps what
+        lines up, `"scatter"` moves data at run time, `"auto"` estimates which costs
+        less (`sslx._compact.analysis.alignment.MACS_PER_MOVE`).
+      constants: `"fold"` computes channels that no longer depend on the input apart
+        from the data, once per call, from the variables they are made of (a bias, the
+        statistics of a norm, the weights that read them), which therefore stay, train
+        and change as before; `"keep"` goes on computing them beside the others.
+      strict: raise if a primitive without a rule keeps parameters from being reduced.
+      check: run both functions on random inputs of the example's shapes (and what they
+        call back), and raise where they differ.
+      round_to: keep so many dead channels that the widths of products of data and
+        weights are multiples of it; `kept_zeros` lists them, and `summary` counts them.
+        None leaves that to `lowering`, which rounds where it has measured a gain.
+      lowering: how what is left is computed. `"xla"` leaves it to XLA. `"rule"` takes
+        forms and compiler options by rules for CPUs (`sslx.tune`). `"measure"` times
+        forms, and then whole networks with several widths (exact, multiples of 8, as
+        they were) and alignments, and keeps the fastest. Both leave out zero columns
+        of kernels (`Compact.lowered`).
+        `jax.jit(small.apply, compiler_options=small.compiler_options)` runs it.
+
+    Returns:
+      A function of an example call that gives a `Compact`. Its arguments:
+
+      - `variables`: tree of arrays; only these are reduced. Or of
+        `jax.ShapeDtypeStruct`, with `masks`; then the result holds shapes, and its plan
+        shrinks real arrays.
+      - `*args, **kwargs`: the rest of the call; shapes are enough. Arrays, real and
+        complex numbers are traced, as by `jax.jit`; integers, booleans, strings and
+        other objects are settings, and a call with another one is traced anew.
+
+      What could not be reduced is kept as it is, and `held_back` says why.
+
+    Raises:
+      TypeError: an argument is not of its kind, such as a module instead of its
+        `apply`, or a setting among the variables.
+      ValueError: with `strict`, if something was held back; for masks that do not fit;
+        for an option that is none of its words; for variables whose zeros cannot be
+        read (shapes without `masks`, traced arrays).
+      RuntimeError: with `check`, if an output differs by more than rounding; it names
+        the output, both bounds, and the first equation that is off.
+
+    Example:
+      >>> small = sslx.compact(model.apply)(variables, x, train=False)
+      >>> y = jax.jit(small.apply)(small.variables, x)
+    """
+    require_word("alignment", alignment, get_args(Alignment))
+    require_word("constants", constants, get_args(Constants))
+    require_word("lowering", lowering, get_args(Lowering))
+    if round_to is not None:
+        require_count("round_to", round_to)
+    require_function(fn)
+
+    def of(variables: PyTree, *args: Any, **kwargs: Any) -> Compact:
+        require_function(fn, variables)
+        leaves, treedef = read_variables(variables, values=masks is None)
+        look = Zeros(leaves) if masks is None else Masked(leaves, groups, masks)
+        zeros = {path: look(path) for path in leaves}
+        call = take_apart(args, kwargs)
+        identity = Plan({p: whole_leaf(np.shape(x)) for p, x in leaves.items()})
+        dtypes = [x.dtype for x in leaves.values()]
+        tracer = Tracer(fn, expressions("state", state, leaves))
+        traced = tracer(variables, identity, dtypes, call)
+        given = _Given(tracer, treedef, traced, leaves, zeros, call)
+        reduce = functools.partial(
+            _reduce, given, look=look, fold=constants == "fold", strict=strict
+        )
+        if lowering == "measure":
+            ways = [reduce(*way) for way in _ways(alignment, round_to)]
+            small = _fastest(ways, args, kwargs)
+        else:
+            small = reduce(alignment, _widths(round_to))
+            small = small.lowered(*args, lowering=lowering, **kwargs)
+        if check:
+            dense = leaves if masks is None else _zeroed(leaves, zeros)
+            compare(small, traced, dense, call)
+        return small
+
+    return of
+
+
+class _Given(NamedTuple):
+    """A call that is compacted, traced; `zeros` are slices of the `leaves`."""
+
+    tracer: Tracer
+    treedef: Any
+    traced: Traced
+    leaves: Mapping[str, Any]
+    zeros: dict[str, Masks]
+    call: Call
+
+    @property
+    def params(self) -> list[Value]:
+        """The values of the leaves."""
+        return self.traced.program.inputs[: len(self.leaves)]
+
+
+def _reduce(
+    given: _Given,
+    alignment: Alignment,
+    widths: Widths | None,
+    *,
+    look: Look,
+    fold: bool,
+    strict: bool,
+) -> Compact:
+    """The network on its alive slices; equations that cannot be reduced stay whole."""
+    traced, leaves = given.traced, given.leaves
+    while True:
+        live = Liveness(traced.program, fold=fold)
+        zeros = fixed_point(live, traced, leaves, given.zeros, alignment, look, widths)
+        found = given._replace(zeros=zeros)
+        small = _reduced(found, live, strict)
+        error = fault(small.reduced, traced, small.variables, given.call)
+        while error is None:
+            less = _tightened(small, found, live)
+            if less is small:
+                return small
+            small = less
+            error = fault(less.reduced, traced, less.variables, given.call)
+        _keep_whole(given.tracer, traced, error)
+
+
+def _zeroed(leaves: Mapping[str, Any], zeros: Mapping[str, Masks]) -> dict[str, Any]:
+    """The variables with zeros where masks say so; shapes as they are."""
+    out = {}
+    for path, leaf in leaves.items():
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            out[path] = leaf
+            continue
+        for axis, mask in enumerate(zeros[path] if leaf.ndim else ()):
+            line = [-1 if a == axis else 1 for a in range(leaf.ndim)]
+            leaf = jnp.where(mask.reshape(line), jnp.zeros((), leaf.dtype), leaf)
+        out[path] = leaf
+    return out
+
+
+def _keep_whole(tracer: Tracer, traced: Traced, error: Fault) -> None:
+    """Take an equation that could not be reduced as it is; or all, if none is known.
+
+    Raises:
+      RuntimeError: all are.
+    """
+    equations = traced.program.equations
+    if error.equation is not None and not error.equation.opaque:
+        equations = [error.equation]
+    if all(eqn.opaque for eqn in equations):
+        raise RuntimeError(f"the function cannot be evaluated again: {error.reason}")
+    tracer.hide(
+        traced.program, {(eqn.name, eqn.source): error.reason for eqn in equations}
+    )
+
+
+def _reduced(given: _Given, live: Liveness, strict: bool) -> Compact:
+    held = held_back(live, dict(zip(given.params, given.leaves, strict=True)))
+    if strict and held:
+        raise ValueError(
+            "some primitives have no rule, and keep parameters whole:\n"
+            + "\n".join(f"  {h}" for h in held)
+            + "\nfix: leave out strict=True to keep them, or rewrite that line"
+        )
+    plan, folded = planned(live, given.params, given.leaves, given.zeros)
+    arrays = tuple(struct(x) for x in given.call.arrays)
+    reduced = analysed(given.traced, live, plan)
+    return Compact(
+        given.tracer,
+        _shrunk(plan, given.treedef, given.leaves),
+        plan,
+        folded,
+        held,
+        _lined_up(given, live, given.zeros),
+        given.call._replace(arrays=arrays),
+        live.fold,
+        reductions={} if reduced is None else {given.traced: reduced},
+    )
+
+
+def _tightened(small: Compact, given: _Given, live: Liveness) -> Compact:
+    """Without slices that line up with what is dead by the plan alone.
+
+    To line up, the analysis keeps slices of parameters and of what is made of them; a
+    slice that is zero by a literal is zero again where the plan is all that is known.
+    """
+    planning = small.reduced(given.traced).live
+    plan, folded = planned(planning, given.params, given.leaves, given.zeros)
+    if plan == small.plan:
+        return small
+    left = {
+        path: [z & k for z, k in zip(given.zeros[path], kept_masks(leaf), strict=True)]
+        for path, leaf in plan.leaves.items()
+    }
+    return dataclasses.replace(
+        small,
+        plan=plan,
+        folded=folded,
+        variables=_shrunk(plan, given.treedef, given.leaves),
+        kept_zeros=_lined_up(given, live, left),
+        reductions={},
+    )
+
+
+def _lined_up(
+    given: _Given, live: Liveness, zeros: Mapping[str, Masks]
+) -> tuple[KeptZeros, ...]:
+    """Zero slices of the leaves that stay."""
+    rows = zip(given.params, given.leaves, zeros.values(), strict=True)
+    return kept_zeros(live, list(rows))
+
+
+def _shrunk(plan: Plan, treedef: Any, leaves: Mapping[str, Any]) -> PyTree:
+    """The kept parts of the variables."""
+    rows = {p: _own(plan.leaves[p].shrink(x), x) for p, x in leaves.items()}
+    return unflatten(treedef, rows)
+
+
+def _own(small: Any, leaf: Any) -> Any:
+    """A copy of what is shared with the dense variables: either may be donated."""
+    return jnp.copy(small) if small is leaf and isinstance(leaf, jax.Array) else small
+
+
+# Lowering.
+
+
+def _widths(round_to: int | None) -> Widths | None:
+    if round_to in (None, 1):
+        return None
+    return lambda kept: -(-kept // round_to) * round_to
+
+
+def _ways(
+    alignment: Alignment, round_to: int | None
+) -> list[tuple[Alignment, Widths | None]]:
+    """Alignments and widths that a measurement compares."""
+    widths = [None, _widths(8), lambda kept: sys.maxsize]
+    if round_to is not None:
+        widths = [_widths(round_to)]
+    others: tuple[Alignment, ...] = ("align", "scatter") if alignment == "auto" else ()
+    ways: list[tuple[Alignment, Widths | None]] = [(alignment, w) for w in widths]
+    for other in others:
+        ways.append((other, widths[0]))
+    return ways
+
+
+def _fastest(ways: list[Compact], args: Any, kwargs: Any) -> Compact:
+    distinct = list({repr(w.plan): w for w in reversed(ways)}.values())
+    tuned = [way.lowered(*args, lowering="measure", **kwargs) for way in distinct]
+    if len(tuned) == 1:
+        return tuned[0]
+    programs = {
+        str(k): (way.tuned, take_apart((way.variables, *args), kwargs))
+        for k, way in enumerate(tuned)
+        if way.tuned is not None
+    }
+    seconds = program_seconds(programs)
+    return tuned[int(min(seconds, key=seconds.__getitem__))]

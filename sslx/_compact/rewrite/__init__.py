@@ -1,0 +1,1 @@
+"""A program evaluated on its alive slices only."""

@@ -1,0 +1,91 @@
+"""What a compaction did, layer by layer."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from sslx import measure
+from sslx._groups.groups import flatten
+from sslx._table import Table, shape_text
+
+
+def rows(small: Any) -> list[dict[str, Any]]:
+    """One row per convolution or product of the original function."""
+    return _compared(*costs(small))
+
+
+def _compared(before: measure.Cost, after: measure.Cost) -> list[dict[str, Any]]:
+    left: dict[str, list[Any]] = {}
+    for layer in after.layers:
+        left.setdefault(layer.name, []).append(layer)
+    out = []
+    for layer in before.layers:
+        match = left.get(layer.name) or []
+        now = match.pop(0) if match else None
+        out.append(
+            {
+                "layer": layer.name,
+                "kernel_before": layer.kernel,
+                "kernel_after": now.kernel if now else None,
+                "macs_before": layer.macs,
+                "macs_after": now.macs if now else 0,
+                "bytes_before": layer.weight_bytes,
+                "bytes_after": now.weight_bytes if now else 0,
+            }
+        )
+    return out
+
+
+def costs(small: Any) -> tuple[measure.Cost, measure.Cost]:
+    """Cost of the original and of the reduced function on the example call."""
+    if small.example is None:
+        raise ValueError(
+            "no example call: the one given to compact could not be saved; "
+            "summarise before saving, or compact again"
+        )
+    args, kwargs = small.example.rebuild(small.example.arrays)
+    leaves, treedef = flatten(small.variables)
+    wide = [
+        jax.ShapeDtypeStruct(small.plan.leaves[p].shape, x.dtype)
+        for p, x in leaves.items()
+    ]
+    full = jax.tree_util.tree_unflatten(treedef, wide)
+    narrow = jax.tree_util.tree_unflatten(
+        treedef, [jax.ShapeDtypeStruct(np.shape(x), x.dtype) for x in leaves.values()]
+    )
+    before = measure.cost(small.fn, full, *args, **kwargs)
+    return before, measure.cost(small.apply, narrow, *args, **kwargs)
+
+
+def table(small: Any) -> Table:
+    """Layers and totals, and what was held back."""
+    before, after = costs(small)
+    total = [
+        "all parameters",
+        f"{before.parameters:,} -> {after.parameters:,}",
+        f"{before.macs:,} -> {after.macs:,}",
+        f"{before.parameter_bytes:,} -> {after.parameter_bytes:,}",
+    ]
+    lines = [*map(_cells, _compared(before, after)), total]
+    return Table(["layer", "kernel", "MACs", "bytes"], lines, _remarks(small))
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [
+        row["layer"],
+        f"{shape_text(row['kernel_before'])} -> {shape_text(row['kernel_after'])}",
+        f"{row['macs_before']:,} -> {row['macs_after']:,}",
+        f"{row['bytes_before']:,} -> {row['bytes_after']:,}",
+    ]
+
+
+def _remarks(small: Any) -> list[str]:
+    lines = [f"held back: {held}" for held in small.held_back]
+    lines += [f"kept: {kept}" for kept in small.kept_zeros]
+    if small.folded:
+        lines.append(
+            f"constants: {sum(small.folded.values()):,} entries stay only because "
+            f"constant channels are made of them ({', '.join(sorted(small.folded))})"
+        )
+    return lines

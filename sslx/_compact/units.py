@@ -1,0 +1,205 @@
+"""`units`: what has to be removed together, found by the rules that compaction uses."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import PyTree
+
+from sslx._calls import take_apart
+from sslx._compact.analysis.families import Family, families
+from sslx._compact.analysis.fixed_point import fixed_point
+from sslx._compact.analysis.liveness import Liveness, full
+from sslx._compact.jaxpr.arguments import read_variables, require_function
+from sslx._compact.jaxpr.masks import is_region
+from sslx._compact.jaxpr.program import Value
+from sslx._compact.jaxpr.state import expressions
+from sslx._compact.jaxpr.tracing import Traced, Tracer, whole_leaf
+from sslx._compact.plan import Plan
+from sslx._groups.classes import GroupClass, Groups, Member
+
+Node = tuple[Value, int]
+
+
+def units(
+    fn: Callable[..., Any],
+    *,
+    pin: str | Sequence[str] = (),
+    state: str | Sequence[str] = (),
+) -> Callable[..., Groups]:
+    """The sets of slices of the variables that have to be removed together.
+
+    A unit is a channel with all it is made of: the filters that produce it, the scales
+    and biases of its norms, the input channels of all that read it, through residual
+    adds, concatenations, attention heads and shared weights. If all entries of any
+    units are zero, `compact` removes just these slices; with a part of a unit there
+    would be no consistent program.
+
+    Where an axis is a product (heads times their width, channels times positions of a
+    flattened image), there are units for every factor whose slices can go.
+
+    Args:
+      fn: any JAX function of `(variables, *args, **kwargs)`.
+      pin: regular expressions; leaves whose path one of them is found in stay whole.
+      state: as for `sslx.compact`: what the call returns as the new value of these
+        variables does not keep them whole.
+
+    Returns:
+      A function of an example call, `(variables, *args, **kwargs)` as for
+      `sslx.compact`, all of which may be shapes. It gives groups with one class per
+      kind of channel, named after the leaf and axis that come first in the program,
+      such as `"params/conv1/kernel[3]"`; `describe()` prints them and what keeps the
+      other axes whole. Slices that reach the inputs or outputs of `fn` are in no unit.
+      An entry that lies in two slices of one unit (the diagonal of a recurrent kernel)
+      counts twice in `norms`.
+
+    Raises:
+      ValueError: an expression of `pin` or `state` is found in no path.
+
+    Example:
+      >>> units = sslx.units(model.apply, pin=["stem"])(variables, x)
+      >>> penalty = sslx.penalty_value(sslx.GroupLasso(1e-4), units, variables)
+    """
+    require_function(fn)
+
+    def of(variables: PyTree, *args: Any, **kwargs: Any) -> Groups:
+        require_function(fn, variables)
+        leaves, _ = read_variables(variables, values=False)
+        pins = expressions("pin", pin, leaves)
+        plan = Plan({p: whole_leaf(np.shape(x)) for p, x in leaves.items()})
+        dtypes = [x.dtype for x in leaves.values()]
+        tracer = Tracer(fn, expressions("state", state, leaves))
+        traced = tracer(variables, plan, dtypes, take_apart(args, kwargs))
+        return _units(traced, leaves, pins)
+
+    return of
+
+
+def _units(traced: Traced, leaves: Mapping[str, Any], pin: Sequence[str]) -> Groups:
+    paths = dict(zip(traced.program.inputs, leaves, strict=False))
+    live = Liveness(traced.program, fold=False)
+    none = {p: [np.zeros(n, bool) for n in x.shape or (1,)] for p, x in leaves.items()}
+    fixed_point(live, traced, leaves, none, alignment="align", look=None)
+    found, reasons = families(live, list(paths), _frozen(traced, paths, pin))
+    trial = _Trial(traced, leaves)
+    found = trial.removable(found)
+    return Groups(_classes(found, paths), _notes(trial.reasons | reasons, paths))
+
+
+class _Trial:
+    """Compaction of a program with the slices of some units zero."""
+
+    def __init__(self, traced: Traced, leaves: Mapping[str, Any]):
+        self.traced, self.leaves = traced, leaves
+        self.params = dict(zip(traced.program.inputs, leaves, strict=False))
+        self.reasons: dict[Node, str] = {}
+
+    def removable(self, found: Sequence[Family]) -> list[Family]:
+        """The families without the units that stay when they are zero.
+
+        All families are tried at once. Where units stay, families that share an axis
+        (heads and their width) are tried apart, since one may keep the other.
+        """
+        stay = self.staying(found)
+        parts = _apart(found)
+        if any(stay) and len(parts) > 1:
+            rows = [(part, self.staying([found[k] for k in part])) for part in parts]
+            stay = [dict(zip(*row, strict=True)) for row in rows]
+            stay = [next(r[k] for r in stay if k in r) for k in range(len(found))]
+        left = [f.without(units) for f, units in zip(found, stay, strict=True)]
+        return [f for f in left if f is not None]
+
+    def staying(self, found: Sequence[Family]) -> list[set[int]]:
+        """Per family, the units of which something is kept; half are zero at a time."""
+        stay: list[set[int]] = [set() for _ in found]
+        for parity in (0, 1):
+            dead = [
+                {n: (x >= 0) & (x % 2 == parity) for n, x in f.labels.items()}
+                if f.count > 1
+                else {}
+                for f in found
+            ]
+            live = self._compacted(dead)
+            for family, units, nodes in zip(found, stay, dead, strict=True):
+                for (value, axis), mask in nodes.items():
+                    alive = live.alive(value)
+                    kept = mask & alive[axis] & is_region(alive)
+                    if kept.any():
+                        units.update(family.labels[value, axis][kept].tolist())
+                        self.reasons.setdefault((value, axis), _why(live, value))
+        return stay
+
+    def _compacted(self, dead: Sequence[Mapping[Node, np.ndarray]]) -> Liveness:
+        zeros = {p: [*full(v, False)] for v, p in self.params.items()}
+        for nodes in dead:
+            for (value, axis), mask in nodes.items():
+                masks = zeros[self.params[value]]
+                masks[axis] = masks[axis] | mask
+        live = Liveness(self.traced.program, fold=True)
+        fixed_point(live, self.traced, self.leaves, zeros, "align", look=None)
+        return live
+
+
+def _apart(found: Sequence[Family]) -> list[list[int]]:
+    """The families in parts, of which none has two on one axis."""
+    parts: list[tuple[list[int], set[Node]]] = []
+    for k, family in enumerate(found):
+        nodes = set(family.labels)
+        part = next((p for p in parts if p[1].isdisjoint(nodes)), None)
+        if part is None:
+            part = ([], set())
+            parts.append(part)
+        part[0].append(k)
+        part[1].update(nodes)
+    return [numbers for numbers, _ in parts]
+
+
+def _why(live: Liveness, value: Value) -> str:
+    """What a parameter's slices stay for though they are zero."""
+    eqn = live.forced_by.get(value)
+    return f"{eqn.name} at {eqn.source}" if eqn else "the output"
+
+
+def _frozen(
+    traced: Traced, paths: Mapping[Value, str], pin: Sequence[str]
+) -> list[tuple[Value, str]]:
+    rows = [
+        (v, "a pin")
+        for v, path in paths.items()
+        if any(re.search(p, path) for p in pin)
+    ]
+    rows += [(v, "the input") for v in traced.program.inputs if v not in paths]
+    outputs = zip(traced.program.outputs, traced.state, strict=True)
+    return rows + [(v, "the output") for v, name in outputs if name is None]
+
+
+def _classes(
+    found: Sequence[Family], paths: Mapping[Value, str]
+) -> tuple[GroupClass, ...]:
+    classes: dict[str, GroupClass] = {}
+    for family in found:
+        members = []
+        for (value, axis), labels in family.labels.items():
+            plain = np.array_equal(labels, np.arange(family.count))
+            ids = None if plain else tuple(labels.tolist())
+            members.append(Member(paths[value], value.shape, value.shape, (axis,), ids))
+        first = members[0]
+        name = f"{first.path}[{first.kept[0]}]"
+        if name in classes:
+            name = f"{name}/{family.count}"
+        while name in classes:
+            name += "'"
+        classes[name] = GroupClass(name, (family.count,), tuple(members))
+    return tuple(classes.values())
+
+
+def _notes(
+    reasons: Mapping[tuple[Value, int], str], paths: Mapping[Value, str]
+) -> tuple[str, ...]:
+    """One line per reason, with all the axes it keeps whole."""
+    axes: dict[str, list[str]] = {}
+    for (value, axis), reason in reasons.items():
+        axes.setdefault(reason, []).append(f"{paths[value]}[{axis}]")
+    rows = ((reason, ", ".join(sorted(names))) for reason, names in axes.items())
+    return tuple(f"kept whole by {reason}: {names}" for reason, names in rows)

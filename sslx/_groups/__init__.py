@@ -1,0 +1,1 @@
+"""Groups of weights: structures, norms and scale, penalties, proximal steps."""
