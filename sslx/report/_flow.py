@@ -92,14 +92,16 @@ def draw_flow(
             bottom = min(bottom, min(following))
         ends[lane], starts[value] = bottom, start
         _band(axis, lane, start, bottom, value, scale)
+
+    def side(row: int, role: str) -> _Side | None:
+        mine = (value for value in values if row in getattr(value, role))
+        value = next(mine, None)
+        return value and (_lane(value, streams), scale * value.before, value)
+
     for row, layer in enumerate(layers):
-        read = next((v for v in values if row in v.readers), None)
-        write = next((v for v in values if row in v.writers), None)
-        sides = [
-            (_lane(v, streams), scale * v.before, v) if v else None
-            for v in (read, write)
-        ]
-        _arrow(axis, row, *sides, starts, gone=not layer["kernel_after"])
+        read = side(row, "readers")
+        write = side(row, "writers")
+        _arrow(axis, row, read, write, starts, gone=not layer["kernel_after"])
     axis.set_yticks(range(len(layers)), [_short(layer["layer"]) for layer in layers])
     axis.set_ylim(len(layers) + 0.15, -0.6)
     axis.set_xlim(-0.55, (_INNER if streams else _STREAM) + 1.15)

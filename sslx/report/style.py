@@ -76,7 +76,13 @@ _SHOWN_PER_INCH = 125
 
 
 class Picture(Figure):
-    """A figure that notebooks show, without pyplot and its state."""
+    """A figure that notebooks show, without pyplot and its state.
+
+    Attributes:
+        above: Inches above the panels, for the title and the legend.
+    """
+
+    above = 0.0
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         width = self.get_size_inches()[0]
@@ -90,7 +96,7 @@ def picture(title: str, height: float) -> Picture:
         title: What it shows or what came out; long ones are wrapped.
         height: Of all but the title, in inches.
     """
-    figure = Picture((WIDTH, height), layout="constrained")
+    figure = Picture((WIDTH, height))
     lines = textwrap.wrap(title, 64)
     text = figure.suptitle("\n".join(lines), x=0.012, y=1, ha="left", va="top")
     inset = ScaledTranslation(0, -0.04, figure.dpi_scale_trans)
@@ -100,13 +106,12 @@ def picture(title: str, height: float) -> Picture:
     return figure
 
 
-def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+def legend(figure: Picture, handles: Sequence[Any], labels: Sequence[str]) -> None:
     """One legend for all panels, between the title and what was drawn so far."""
     columns = 4 if max(map(len, labels)) < 9 else 2
-    place = figure.get_layout_engine().get()["rect"][3]
-    below = (1 - place) * figure.get_size_inches()[1]
+    title = figure.above
     _add_above(figure, 1.02 * _LINE * -(-len(labels) // columns))
-    top = 1 - below / figure.get_size_inches()[1]
+    top = 1 - title / figure.get_size_inches()[1]
     shown = figure.legend(
         handles,
         labels,
@@ -118,13 +123,13 @@ def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> Non
     shown.set_in_layout(False)
 
 
-def _add_above(figure: Figure, height: float) -> None:
-    """Make the figure higher, and keep that free of axes."""
-    engine = figure.get_layout_engine()
-    width, old = figure.get_size_inches()
-    axes = engine.get()["rect"][3] * old
-    figure.set_size_inches(width, old + height)
-    engine.set(rect=(0, 0, 1, axes / (old + height)))
+def _add_above(figure: Picture, height: float) -> None:
+    """Make the figure higher, and keep that free of panels."""
+    figure.above += height
+    whole = figure.get_size_inches()[1] + height
+    figure.set_size_inches(WIDTH, whole)
+    panels = (0, 0, 1, 1 - figure.above / whole)
+    figure.set_layout_engine("constrained", rect=panels)
 
 
 def percent(axis: Axes, which: str = "y", whole: float | int = 1) -> None:
