@@ -176,8 +176,7 @@ def _sweep(record: dict[str, Any]) -> Any:
         )
     return report.sweep(
         points,
-        title="A larger lambda: more zero groups, more errors after fine-tuning",
-        parameter="lambda of the group lasso",
+        parameter="lambda",
         reference=1 - record["baseline"]["test_accuracy"],
     )
 

@@ -134,7 +134,6 @@ def _sweep(record: dict[str, Any]) -> dict[str, Figure]:
     return {
         "sweep": report.sweep(
             found,
-            title="A larger lambda: more zero groups, more errors",
             parameter="lambda",
             reference=_baseline(record) / 100,
         )

@@ -102,7 +102,9 @@ def draw_flow(
         read = side(row, "readers")
         write = side(row, "writers")
         _arrow(axis, row, read, write, starts, gone=not layer["kernel_after"])
-    axis.set_yticks(range(len(layers)), [_short(layer["layer"]) for layer in layers])
+    axis.set_yticks(
+        range(len(layers)), [style.short(layer["layer"]) for layer in layers]
+    )
     axis.set_ylim(len(layers) + 0.15, -0.6)
     axis.set_xlim(-0.55, (_INNER if streams else _STREAM) + 1.15)
     axis.set_xticks([_STREAM, _INNER] if streams else [])
@@ -193,11 +195,11 @@ def _values(layers: Sequence[Mapping[str, Any]], units: Groups | None) -> list[_
 
 def _shared(layers: Sequence[Mapping[str, Any]], units: Groups) -> Iterator[_Value]:
     """One value per unit's class: who writes and reads it, and how wide it is."""
-    rows = {_short(layer["layer"]): row for row, layer in enumerate(layers)}
+    rows = {style.short(layer["layer"]): row for row, layer in enumerate(layers)}
     for family in units.classes:
         writers, readers, after = [], [], []
         for member in family.members:
-            name = _short(member.path)
+            name = style.short(member.path)
             if name not in rows or len(member.shape) < 2:
                 continue
             row, last = rows[name], len(member.view) - 1
@@ -208,10 +210,6 @@ def _shared(layers: Sequence[Mapping[str, Any]], units: Groups) -> Iterator[_Val
                 readers.append(row)
         if writers:
             yield _Value(tuple(writers), tuple(readers), family.count, max(after))
-
-
-def _short(path: str) -> str:
-    return path.removeprefix("params/").removesuffix("/kernel")
 
 
 def _macs(axis: Axes, layers: Sequence[Mapping[str, Any]]) -> None:

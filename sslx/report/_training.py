@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
+from numpy.typing import ArrayLike
 
 from sslx.report import style
 
@@ -102,7 +103,7 @@ def _stage_curves(
 
 
 @style.styled
-def group_norms(norms: Mapping[str, np.ndarray]) -> Figure:
+def group_norms(norms: Mapping[str, ArrayLike]) -> Figure:
     """The groups of every layer, by norm: the darker, the larger; red: exactly zero.
 
     Each row shows all of a layer's groups, however many they are, in the same length.
@@ -130,7 +131,7 @@ def group_norms(norms: Mapping[str, np.ndarray]) -> Figure:
     axis.grid(False)
     axis.set_xlim(0, 1)
     axis.set_ylim(len(rows) - 0.5, -0.5)
-    axis.set_yticks(range(len(rows)), list(rows))
+    axis.set_yticks(range(len(rows)), [style.short(name) for name in rows])
     axis.spines[["left", "bottom"]].set_visible(False)
     style.percent(axis, "x")
     axis.set_xlabel("share of the layer's groups, largest norm first")
@@ -178,7 +179,7 @@ def norms_over_steps(
             axis.plot(steps, path, color=style.COMPACT_TUNED, lw=0.9, alpha=0.7)
             dead = np.where(path == 0, path, np.nan)
             axis.plot(steps, dead, color=style.ZERO, lw=2, solid_capstyle="butt")
-        axis.set_title(name, fontsize=8.5, weight="normal")
+        axis.set_title(style.short(name), fontsize=8.5, weight="normal")
         axis.set_ylim(bottom=-0.02 * max(axis.get_ylim()[1], 1e-9))
     for axis in axes[:, 0]:
         axis.set_ylabel("l2 norm")
@@ -188,23 +189,18 @@ def norms_over_steps(
 
 @style.styled
 def sweep(
-    points: Sequence[Mapping[str, Any]],
-    *,
-    title: str,
-    parameter: str,
-    reference: float,
+    points: Sequence[Mapping[str, Any]], *, parameter: str, reference: float
 ) -> Figure:
     """What a parameter does: test error above, the share at zero below.
 
     Args:
         points: Records with `series` (name), `value` of the parameter (above 0),
             `error` and `zero` (0..1); a line runs through the means over seeds.
-        title: What was swept, and on what.
         parameter: Its name, with unit.
         reference: Error of the dense network.
     """
     names = list(dict.fromkeys(point["series"] for point in points))
-    figure = style.picture(title, 4.0)
+    figure = style.picture(_sweep_title(points, parameter), 4.0)
     above, below = figure.subplots(2, 1, sharex=True)
     for name, color in zip(names, style.SERIES, strict=False):
         mine = [p for p in points if p["series"] == name]
@@ -244,6 +240,26 @@ def sweep(
     return figure
 
 
+def _sweep_title(points: Sequence[Mapping[str, Any]], parameter: str) -> str:
+    """What the ends of the first series' range give."""
+    name = points[0]["series"]
+    mine = [point for point in points if point["series"] == name]
+    ends = [pick(point["value"] for point in mine) for pick in (min, max)]
+
+    def at_ends(key: str) -> list[float]:
+        return [
+            float(np.mean([point[key] for point in mine if point["value"] == value]))
+            for value in ends
+        ]
+
+    zero, error = at_ends("zero"), at_ends("error")
+    return (
+        f"{name}, {parameter} {ends[0]:g} → {ends[1]:g}: "
+        f"{100 * zero[0]:.0f}% → {100 * zero[1]:.0f}% of groups at zero, "
+        f"test error {100 * error[0]:.1f}% → {100 * error[1]:.1f}%"
+    )
+
+
 def _number_ticks(axis: Axes, values: Sequence[float]) -> None:
     """Ticks at the values themselves, those left out that would touch."""
     logs = np.log(values)
@@ -276,14 +292,16 @@ def sensitivity(
     lines = -(-len(losses) // columns)
     rise = {name: float(np.max(y)) - baseline for name, y in losses.items()}
     most = max(rise, key=rise.__getitem__)
-    figure = style.picture(f"Thinned alone, {most} costs most", 0.5 + 1.25 * lines)
+    figure = style.picture(
+        f"Thinned alone, {style.short(most)} costs most", 0.5 + 1.25 * lines
+    )
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for axis in axes.flat[len(losses) :]:
         axis.set_visible(False)
     for axis, (name, values) in zip(axes.flat, losses.items(), strict=False):
         axis.axhline(baseline, color=style.FAINT, ls="--", lw=1)
         axis.plot(x, [*values, baseline], "o-", color=style.COMPACT_TUNED, ms=3)
-        axis.set_title(name, fontsize=8, weight="normal")
+        axis.set_title(style.short(name), fontsize=8, weight="normal")
         axis.set_xlim(0, 1.03)
         style.percent(axis, "x")
     for axis in axes[:, 0]:

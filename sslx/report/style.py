@@ -138,6 +138,11 @@ def percent(axis: Axes, which: str = "y", whole: float | int = 1) -> None:
     side.set_major_formatter(lambda value, _: f"{round(100 * value / whole, 6):g}%")
 
 
+def short(path: str) -> str:
+    """The name of a layer or a class of groups, from its path."""
+    return path.removeprefix("params/").replace("/kernel", "")
+
+
 def halo(axis: Axes, x: float, y: float, text: str, **options: Any) -> None:
     """Text that can be read on top of lines and areas."""
     white = patheffects.withStroke(linewidth=2.5, foreground="white")

@@ -154,7 +154,8 @@ def test_a_sweep_runs_through_the_means_over_seeds():
         {"series": "s", "value": value, "error": error, "zero": 0.5}
         for value, error in ((0.1, 0.2), (0.1, 0.4), (1.0, 0.5))
     ]
-    figure = report.sweep(points, title="t", parameter="lambda", reference=0.1)
+    figure = report.sweep(points, parameter="lambda", reference=0.1)
     line = figure.axes[0].get_lines()[0]
     np.testing.assert_allclose(line.get_ydata(), [0.3, 0.5])
+    assert "30.0% → 50.0%" in figure.get_suptitle()
     check_inside(figure)
