@@ -28,7 +28,6 @@ def conv(params, x):
 
 
 SHOWN = {
-    "groups": (lambda: sslx.groups(PARAMS, {"a|b": sslx.FILTER}), "a:FILTER"),
     "cost": (lambda: measure.cost(net, PARAMS, X), "3x4"),
     "latencies": (
         lambda: measure.latency({"fast": lambda: X}, repeats=2, round_seconds=0.0),
@@ -58,6 +57,15 @@ def test_what_has_a_table_shows_it_in_terminals_and_notebooks(name):
     cells = re.findall(r"<t[dh] [^>]*>(.*?)</t[dh]>", html)
     for cell in cells:
         assert cell.replace("&gt;", ">").replace("&#x27;", "'") in text
+
+
+def test_groups_describe_themselves_and_are_a_table_in_notebooks():
+    groups = sslx.groups(PARAMS, {"a|b": sslx.FILTER})
+    assert str(groups) == groups.describe()
+    html = DisplayFormatter().format(groups)[0]["text/html"]
+    cells = re.findall(r"<td [^>]*>(.*?)</td>", html)
+    assert cells[:2] == ["a:FILTER", ""] and cells[2:5] == ["4", "3", "1"]
+    assert len(cells) == 2 * len(groups.rows()[0])
 
 
 def test_columns_are_aligned_and_notes_below():
