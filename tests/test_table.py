@@ -33,9 +33,9 @@ SHOWN = {
         lambda: measure.latency({"fast": lambda: X}, repeats=2, round_seconds=0.0),
         "fast",
     ),
-    "tuned": (
-        lambda: sslx.tune(
-            conv, {"w": jnp.ones((3, 3, 2, 2))}, jnp.ones((1, 8, 8, 2)), lowering="rule"
+    "choices": (
+        lambda: sslx.tune(conv).choices(
+            {"w": jnp.ones((3, 3, 2, 2))}, jnp.ones((1, 8, 8, 2))
         ),
         "3x3x2x2",
     ),
@@ -57,6 +57,15 @@ def test_what_has_a_table_shows_it_in_terminals_and_notebooks(name):
     cells = re.findall(r"<t[dh] [^>]*>(.*?)</t[dh]>", html)
     for cell in cells:
         assert cell.replace("&gt;", ">").replace("&#x27;", "'") in text
+
+
+def test_a_tuned_function_shows_what_was_chosen():
+    tuned = sslx.tune(conv)
+    assert "nothing chosen yet" in str(tuned)
+    assert "nothing chosen yet" in tuned._repr_html_()
+    tuned({"w": jnp.ones((3, 3, 2, 2))}, jnp.ones((1, 8, 8, 2)))
+    for shown in (str(tuned), tuned._repr_html_()):
+        assert "3x3x2x2" in shown and "Tuned(conv" in shown
 
 
 def test_groups_describe_themselves_and_are_a_table_in_notebooks():

@@ -139,9 +139,8 @@ class Tuned:
     def _shown(self) -> list[Choices]:
         """What was chosen, each once."""
         known = [] if self.known is None else [self.known]
-        return list(
-            {str(made): made for made in [*known, *self._made.values()]}.values()
-        )
+        every = [*known, *self._made.values()]
+        return list({str(made): made for made in every}.values())
 
     @property
     def _nothing(self) -> str:
