@@ -1,6 +1,6 @@
-"""Pictures of a sparse network's making, and one self-contained HTML page of them.
+"""Figures of how a sparse network was made, and one self-contained HTML page.
 
-Every picture is made from plain records (dicts, arrays), so that it can be drawn again
+Every figure is drawn from plain records (dicts, arrays), so that it can be drawn again
 from a run folder without the network. Needs the extra `sslx[report]`.
 """
 
@@ -57,7 +57,13 @@ _STYLE: dict[Any, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Fact:
-    """One large figure at the top of the page: `value`, what it is, what it was."""
+    """One headline number of the page.
+
+    Attributes:
+        value: The number, as text.
+        label: What it is.
+        note: What it was before, or a remark.
+    """
 
     value: str
     label: str
@@ -66,12 +72,12 @@ class Fact:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A heading, a few sentences, a picture and a table, any of the last two.
+    """A part of the page: a heading, text, and optionally a figure and a table.
 
     Attributes:
         title: The heading.
-        text: What there is to see; plain text.
-        figure: The picture.
+        text: What the figure and table show; plain text.
+        figure: The figure.
         rows: The table, one dict per row, all with the same keys.
     """
 
@@ -82,11 +88,14 @@ class Section:
 
 
 def learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Accuracy, loss and sparsity over all stages, laid end to end.
+    """Accuracy, loss and sparsity over all stages, end to end.
 
     Args:
-        rows: Metrics lines with `stage`, `epoch`, `loss`, `accuracy`, and where known
-            `test_accuracy`, `removed_macs`, `zero_groups` and `groups`.
+        rows: Lines of metrics with `stage`, `epoch`, `loss`, `accuracy`, and where
+            known `test_accuracy`, `removed_macs`, `zero_groups` and `groups`.
+
+    Returns:
+        The figure; x in epochs, accuracies and shares from 0 to 1.
     """
     stages = list(dict.fromkeys(row["stage"] for row in rows))
     sparse = any("zero_groups" in row for row in rows)
@@ -289,7 +298,7 @@ def latency_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def save_png(figure: Figure, path: str | os.PathLike) -> pathlib.Path:
-    """Write a picture at screen resolution and return its path."""
+    """Write a figure as PNG at screen resolution and return its path."""
     return _write(path, _png(figure))
 
 
@@ -302,15 +311,15 @@ def page(
     sections: Sequence[Section],
     origin: Mapping[str, Any],
 ) -> pathlib.Path:
-    """Write one HTML file that needs no other: pictures are inside.
+    """Write one self-contained HTML file, with the figures embedded.
 
     Args:
-        path: Where to.
+        path: The file to write; replaced if it exists.
         title: Heading of the page.
-        lead: A sentence or two that say what came out.
-        facts: Large figures below it.
+        lead: One or two sentences on the outcome.
+        facts: Headline numbers below it.
         sections: The body.
-        origin: Command, commit, versions ...: what it takes to make the page again.
+        origin: What it takes to make the page again: command, commit, versions.
 
     Returns:
         The path.

@@ -103,7 +103,7 @@ class Groups:
 
     Attributes:
         classes: The classes of groups, in the order of the rules that made them.
-        notes: What there is to know about leaves in no group; printed by `describe`.
+        notes: Remarks on leaves that are in no group; printed by `describe`.
     """
 
     classes: tuple[GroupClass, ...]
@@ -142,11 +142,11 @@ class Groups:
         return sum(c.count for c in self.classes)
 
     def weighted(self, multipliers: Mapping[str, float | int]) -> "Groups":
-        """The same groups with weights multiplied, as in the layer-wise strengths.
+        """The same groups with class weights multiplied: a penalty strength per layer.
 
         Args:
-            multipliers: Regular expression -> factor. Searched in class names; the
-                first that matches counts, classes that none matches stay as they are.
+            multipliers: Regular expression, searched in class names -> factor. The
+                first match counts; classes without a match keep their weight.
 
         Returns:
             New groups; `self` is unchanged.
@@ -174,7 +174,7 @@ class Groups:
         return dataclasses.replace(self, classes=classes)
 
     def describe(self) -> str:
-        """A table of the classes (groups, entries per group, weight, leaves), notes."""
+        """A table of the classes (groups, entries each, weight, leaves) and notes."""
         rows = [("class", "groups", "entries", "weight", "leaves")]
         for c in self.classes:
             low, high = (c.sizes.min(), c.sizes.max()) if c.count else (0, 0)
