@@ -10,10 +10,11 @@ from jaxtyping import PyTree
 from sslx._calls import take_apart
 from sslx._compact.analysis.families import Family, families
 from sslx._compact.analysis.fixed_point import fixed_point
+from sslx._compact.analysis.kinds import is_stream, kind_of
 from sslx._compact.analysis.liveness import Liveness, full
 from sslx._compact.jaxpr.arguments import read_variables, require_function
 from sslx._compact.jaxpr.masks import is_region
-from sslx._compact.jaxpr.program import Value
+from sslx._compact.jaxpr.program import Equation, Value
 from sslx._compact.jaxpr.state import expressions
 from sslx._compact.jaxpr.tracing import Traced, Tracer, whole_leaf
 from sslx._compact.plan import Plan
@@ -24,12 +25,10 @@ Node = tuple[Value, int]
 
 def units(
     fn: Callable[..., Any],
-    variables: PyTree,
-    *args: Any,
+    *,
     pin: str | Sequence[str] = (),
     state: str | Sequence[str] = (),
-    **kwargs: Any,
-) -> Groups:
+) -> Callable[..., Groups]:
     """The sets of slices of the variables that have to be removed together.
 
     A unit is a channel with all it is made of: the filters that produce it, the scales
@@ -43,37 +42,46 @@ def units(
 
     Args:
       fn: any JAX function of `(variables, *args, **kwargs)`.
-      variables: tree of arrays or of `jax.ShapeDtypeStruct`.
-      *args: an example call; shapes are enough.
       pin: regular expressions; leaves whose path one of them is found in stay whole.
       state: as for `sslx.compact`: what the call returns as the new value of these
         variables does not keep them whole.
-      **kwargs: more of the call; leaves that are not arrays are static.
 
     Returns:
-      Groups with one class per kind of channel, named after the leaf and axis that come
-      first in the program, such as `"params/conv1/kernel[3]"`; `describe()` prints them
-      and what keeps the other axes whole. Slices that reach the inputs or outputs of
-      `fn` are in no unit. An entry that lies in two slices of one unit (the diagonal of
-      a recurrent kernel) counts twice in `norms`.
+      A function of an example call, `(variables, *args, **kwargs)` as for
+      `sslx.compact`, all of which may be shapes. It gives groups with one class per
+      kind of channel, named after the leaf and axis that come first in the program,
+      such as `"params/conv1/kernel[3]"`; `describe()` prints them and what keeps the
+      other axes whole. Slices that reach the inputs or outputs of `fn` are in no unit.
+      An entry that lies in two slices of one unit (the diagonal of a recurrent kernel)
+      counts twice in `norms`.
 
     Raises:
       ValueError: an expression of `pin` or `state` is found in no path.
 
     Example:
-      >>> units = sslx.units(model.apply, variables, x, pin=["stem"])
+      >>> units = sslx.units(model.apply, pin=["stem"])(variables, x)
       >>> penalty = sslx.penalty_value(sslx.GroupLasso(1e-4), units, variables)
     """
-    require_function(fn, variables)
-    leaves, _ = read_variables(variables, values=False)
-    pin, state = expressions("pin", pin, leaves), expressions("state", state, leaves)
-    plan = Plan({p: whole_leaf(np.shape(x)) for p, x in leaves.items()})
-    dtypes = [x.dtype for x in leaves.values()]
-    traced = Tracer(fn, state)(variables, plan, dtypes, take_apart(args, kwargs))
+    require_function(fn)
+
+    def of(variables: PyTree, *args: Any, **kwargs: Any) -> Groups:
+        require_function(fn, variables)
+        leaves, _ = read_variables(variables, values=False)
+        pins = expressions("pin", pin, leaves)
+        plan = Plan({p: whole_leaf(np.shape(x)) for p, x in leaves.items()})
+        dtypes = [x.dtype for x in leaves.values()]
+        tracer = Tracer(fn, expressions("state", state, leaves))
+        traced = tracer(variables, plan, dtypes, take_apart(args, kwargs))
+        return _units(traced, leaves, pins)
+
+    return of
+
+
+def _units(traced: Traced, leaves: Mapping[str, Any], pin: Sequence[str]) -> Groups:
     paths = dict(zip(traced.program.inputs, leaves, strict=False))
     live = Liveness(traced.program, fold=False)
     none = {p: [np.zeros(n, bool) for n in x.shape or (1,)] for p, x in leaves.items()}
-    fixed_point(live, traced, leaves, none, alignment="align", look=False)
+    fixed_point(live, traced, leaves, none, alignment="align", look=None)
     found, reasons = families(live, list(paths), _frozen(traced, paths, pin))
     trial = _Trial(traced, leaves)
     found = trial.removable(found)
@@ -130,7 +138,7 @@ class _Trial:
                 masks = zeros[self.params[value]]
                 masks[axis] = masks[axis] | mask
         live = Liveness(self.traced.program, fold=True)
-        fixed_point(live, self.traced, self.leaves, zeros, "align", look=False)
+        fixed_point(live, self.traced, self.leaves, zeros, "align", look=None)
         return live
 
 
@@ -171,19 +179,24 @@ def _classes(
     found: Sequence[Family], paths: Mapping[Value, str]
 ) -> tuple[GroupClass, ...]:
     classes: dict[str, GroupClass] = {}
+    written = [f.uses["out"] for f in found if is_stream(f.uses)]
+    streams = frozenset[Equation]().union(*written)
     for family in found:
         members = []
         for (value, axis), labels in family.labels.items():
             plain = np.array_equal(labels, np.arange(family.count))
             ids = None if plain else tuple(labels.tolist())
-            members.append(Member(paths[value], value.shape, value.shape, (axis,), ids))
+            role = family.roles[value, axis]
+            shape = value.shape
+            members.append(Member(paths[value], shape, shape, (axis,), ids, role))
         first = members[0]
+        kind = kind_of(family.uses, streams)
         name = f"{first.path}[{first.kept[0]}]"
         if name in classes:
             name = f"{name}/{family.count}"
         while name in classes:
             name += "'"
-        classes[name] = GroupClass(name, (family.count,), tuple(members))
+        classes[name] = GroupClass(name, (family.count,), tuple(members), kind=kind)
     return tuple(classes.values())
 
 
@@ -194,5 +207,8 @@ def _notes(
     axes: dict[str, list[str]] = {}
     for (value, axis), reason in reasons.items():
         axes.setdefault(reason, []).append(f"{paths[value]}[{axis}]")
-    rows = ((reason, ", ".join(sorted(names))) for reason, names in axes.items())
+    rows = (
+        (re.sub(r"(?<= at )\S*/", "", reason), ", ".join(sorted(names)))
+        for reason, names in axes.items()
+    )
     return tuple(f"kept whole by {reason}: {names}" for reason, names in rows)

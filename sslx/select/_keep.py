@@ -53,7 +53,8 @@ def keep(
         groups: The groups.
         scores: Class name -> score per group; classes without scores are left alone.
         density: Share of the costs to keep, from 0 to 1; with scope `class` also by
-            class name (classes left out are kept whole).
+            name or kind of class (the name takes precedence; classes left out are kept
+            whole).
         budget: Instead of `density`: the total cost to keep, in the unit of `costs`,
             over all classes with scores, ignored ones included.
         costs: Class name -> cost per group; None counts entries. See `macs_of` and
@@ -151,8 +152,8 @@ def n_of_m(
     Args:
         groups: The groups; hardware expects `WEIGHT`.
         scores: Class name -> score per group.
-        density: n / m, for all classes or by class name; n is rounded down, but is at
-            least 1.
+        density: n / m, for all classes, or by name or kind of class; n is rounded
+            down, but is at least 1.
         m: Number of neighbours that compete.
         axis: Axis of the class's shape along which groups are neighbours; -2 is a
             kernel's input axis.
@@ -308,13 +309,17 @@ def _matches(c: GroupClass, patterns: str | Sequence[str]) -> bool:
 
 def _by_class(groups: Groups, density: Density) -> dict[str, Array]:
     if isinstance(density, Mapping):
-        unknown = sorted(set(density) - set(groups.names))
+        kinds = {c.kind for c in groups.classes if c.kind}
+        unknown = sorted(set(density) - set(groups.names) - kinds)
         if unknown:
             raise ValueError(
                 f"densities for unknown classes {unknown}; there are"
-                f" {list(groups.names)}"
+                f" {list(groups.names)}, of kinds {sorted(kinds)}"
             )
-        return {name: jnp.asarray(value) for name, value in density.items()}
+        shares = {
+            c.name: density.get(c.name, density.get(c.kind)) for c in groups.classes
+        }
+        return {n: jnp.asarray(x) for n, x in shares.items() if x is not None}
     return dict.fromkeys(groups.names, jnp.asarray(density))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import sslx
+from sslx import select
 from tests.arrays import sparse_variables
 from tests.networks import network
 from tests.small_models import MODELS, Maker, conv, model
@@ -47,15 +48,15 @@ def check_law(
     fn: Any, params: Any, x: Any, seed: int, settings: Any = (("align", "fold"),)
 ) -> sslx.Groups:
     """Compaction removes just the zeroed units, or says what it keeps of them."""
-    units = sslx.units(fn, params, x)
+    units = sslx.units(fn)(params, x)
     factors = some_units(units, seed)
     zeroed = sslx.scale(units, params, factors)
     dense = jax.jit(fn, compiler_options=QUICK)(zeroed, x)
     scale = float(jnp.abs(dense).max()) + 1e-30
     for alignment, constants in settings:
         options = {"alignment": alignment, "constants": constants}
-        small = sslx.compact(fn, zeroed, x, **options)
-        want = kept(sslx.compact(fn, params, x, **options).plan)
+        small = sslx.compact(fn, **options)(zeroed, x)
+        want = kept(sslx.compact(fn, **options)(params, x).plan)
         for c in units.classes:
             for m in c.members:
                 ids = np.arange(c.count) if m.ids is None else np.asarray(m.ids)
@@ -208,7 +209,7 @@ def test_a_part_of_a_unit_leaves_no_consistent_program(seed: int) -> None:
     rng = np.random.default_rng(seed)
     params = {k: jnp.asarray(rng.normal(size=s)) for k, s in sizes.items()}
     x = jnp.ones((4, 3))
-    units = sslx.units(fn, params, x)
+    units = sslx.units(fn)(params, x)
     assert {c.count for c in units.classes} == {6, 5}
     for c in units.classes:
         without = {(m.path, m.kept[0]) for m in c.members}
@@ -308,17 +309,79 @@ def test_tied_embeddings_and_stacked_layers(x64) -> None:
     assert "kept whole by" in units.describe()
 
 
+KINDS = {
+    "mixer": {"embed": "residual stream", "a": "unit", "c": "FFN unit"},
+    "vision_transformer": {
+        "embed": "residual stream",
+        "qkv": "head",
+        "up": "FFN unit",
+    },
+    "mobilenet_v2": {"stem": "residual stream", "up": "filter", "last": "filter"},
+    "gated_recurrent_unit": {"kernel": "recurrent unit"},
+    "grouped_queries": {
+        "embed": "residual stream",
+        "k": "KV group",
+        "o": "head",
+        "q": "head width",
+        "v": "head width",
+        "gate": "FFN unit",
+    },
+    "efficientnet": {"up": "filter", "squeeze": "unit", "down": "filter"},
+    "convnext": {"stem": "residual stream", "up": "FFN unit"},
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_units_say_what_they_are(name: str) -> None:
+    made = model(name)
+    with jax.numpy_rank_promotion("allow"):
+        units = sslx.units(made.fn)(made.params, made.x)
+    found: dict[str, str] = {}
+    for c in units.classes:
+        found.setdefault(c.name.partition("[")[0], c.kind)
+    assert found == KINDS[name]
+    assert all(len(line) <= 80 for line in units.describe().splitlines())
+    for kind in set(found.values()):
+        assert {c.kind for c in units.of_kind(kind).classes} == {kind}
+
+
+def test_units_name_layers_in_their_order() -> None:
+    fn = lambda p, x: (
+        jax.nn.relu(x @ p["p"]["up"]["w"] + p["p"]["up"]["b"])
+        @ (p["p"]["down"]["w"] * p["s"]["down"]["scale"][:, None])
+    )
+    sizes = {
+        "p": {"up": {"w": (2, 5), "b": (1, 5)}, "down": {"w": (5, 3)}},
+        "s": {"down": {"scale": (5,)}},
+    }
+    is_shape = lambda x: isinstance(x, tuple)
+    params = jax.tree.map(jnp.ones, sizes, is_leaf=is_shape)
+    units = sslx.units(fn)(params, jnp.ones((7, 2)))
+    (row,) = units.rows()
+    assert row["members"] == "up out -> down in"
+    below = units.below("p")
+    assert [m.path for m in below.classes[0].members] == ["up/w", "up/b", "down/w"]
+    (norms,) = sslx.norms(below, params["p"]).values()
+    np.testing.assert_allclose(norms, np.sqrt(2 + 1 + 3))
+    with pytest.raises(ValueError, match="no leaf lies below 'q'; there are"):
+        units.below("q")
+    with pytest.raises(ValueError, match=r"no groups of kind \['head'\]; there are"):
+        units.of_kind("head")
+    masks = select.keep(units, sslx.norms(units, params), {"unit": 0.4})
+    assert int(masks["p/up/w[1]"].sum()) == 2
+
+
 def test_pins_stay_whole() -> None:
     fn = lambda p, x: jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"]) @ p["c"]
     sizes = {"a": (2, 5), "b": (5, 4), "c": (4, 3)}
     params = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in sizes.items()}
     x = jax.ShapeDtypeStruct((7, 2), jnp.float32)
-    assert sslx.units(fn, params, x).names == ("a[1]", "b[1]")
-    pinned = sslx.units(fn, params, x, pin=["^a$"])
+    assert sslx.units(fn)(params, x).names == ("a[1]", "b[1]")
+    pinned = sslx.units(fn, pin=["^a$"])(params, x)
     assert pinned.names == ("b[1]",)
     assert "kept whole by a pin: a[0], a[1], b[0]" in pinned.describe()
     with pytest.raises(ValueError, match="found in no leaf"):
-        sslx.units(fn, params, x, pin=["conv"])
+        sslx.units(fn, pin=["conv"])(params, x)
 
 
 def test_group_operations_take_units() -> None:
@@ -326,7 +389,7 @@ def test_group_operations_take_units() -> None:
     sizes = {"a": (2, 5), "b": (1, 5), "c": (5, 3)}
     rng = np.random.default_rng(0)
     params = {k: jnp.asarray(rng.normal(size=s)) for k, s in sizes.items()}
-    units = sslx.units(fn, params, jnp.ones((7, 2)))
+    units = sslx.units(fn)(params, jnp.ones((7, 2)))
     (norms,) = sslx.norms(units, params).values()
     parts = [params["a"] ** 2, params["b"] ** 2, params["c"].T ** 2]
     np.testing.assert_allclose(norms, jnp.sqrt(sum(p.sum(0) for p in parts)), rtol=1e-6)
