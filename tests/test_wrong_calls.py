@@ -22,16 +22,21 @@ def net(p: Any, x: Any, scale: Any = 1) -> Any:
     return x @ p["a"] @ p["b"] * scale
 
 
+FILTERS = sslx.groups(P, {"a": sslx.FILTER})
+(A,) = FILTERS.names
+KEPT = {A: np.arange(6) < 2}
+
+
 def masks(rows: Any) -> Callable[[], Any]:
-    return lambda: sslx.compact(net, P, X, masks=rows)
+    return lambda: sslx.compact(net, groups=FILTERS, masks=rows)(P, X)
 
 
 def option(**options: Any) -> Callable[[], Any]:
-    return lambda: sslx.compact(net, P, X, **options)
+    return lambda: sslx.compact(net, **options)(P, X)
 
 
 def apply(variables: Any, *args: Any) -> Callable[[], Any]:
-    return lambda: sslx.compact(net, P, X).apply(variables, *args)
+    return lambda: sslx.compact(net)(P, X).apply(variables, *args)
 
 
 def traced(take: Callable[[Any], Any]) -> Callable[[], Any]:
@@ -39,7 +44,7 @@ def traced(take: Callable[[Any], Any]) -> Callable[[], Any]:
 
 
 def captured(k: Any) -> Any:
-    return sslx.compact(lambda p, x: net(p, x) * k, P, X).summary()
+    return sslx.compact(lambda p, x: net(p, x) * k)(P, X).summary()
 
 
 SMALL = {"a": jnp.ones((4, 5)), "b": jnp.ones((5, 3))}
@@ -47,44 +52,44 @@ V, T = ValueError, TypeError
 Case = tuple[str, Callable[[], Any], type[Exception], str]
 DENSE = nn.Dense(3)
 COMPACT: list[Case] = [
-    ("swapped", lambda: sslx.compact(P, net, X), T, "the function comes first"),
-    ("twice fn", lambda: sslx.compact(net, net, X), T, "the function comes first"),
-    ("none", lambda: sslx.compact(None, P, X), T, "fn: got NoneType"),
-    ("text", lambda: sslx.compact("net", P, X), T, "fn: got str, expected a function"),
-    ("module", lambda: sslx.compact(DENSE, P, X), T, "give its method, fn.apply"),
+    ("swapped", lambda: sslx.compact(P)(net, X), T, "fn: got dict, expected a functi"),
+    ("twice fn", lambda: sslx.compact(net)(net, X), T, "the function comes first"),
+    ("none", lambda: sslx.compact(None)(P, X), T, "fn: got NoneType"),
+    ("text", lambda: sslx.compact("net")(P, X), T, "fn: got str, expected a function"),
+    ("module", lambda: sslx.compact(DENSE)(P, X), T, "give its method, fn.apply"),
     (
         "compact of compact",
-        lambda: sslx.compact(sslx.compact(net, P, X), P, X),
+        lambda: sslx.compact(sslx.compact(net)(P, X))(P, X),
         T,
         "fn: got Compact.*fn.apply",
     ),
-    ("no leaves", lambda: sslx.compact(net, {}, X), T, "there are no leaves"),
-    ("text leaf", lambda: sslx.compact(net, {**P, "k": "gelu"}, X), T, "k: got str"),
-    ("object", lambda: sslx.compact(net, {**P, "k": object()}, X), T, "k: got object"),
+    ("no leaves", lambda: sslx.compact(net)({}, X), T, "there are no leaves"),
+    ("text leaf", lambda: sslx.compact(net)({**P, "k": "gelu"}, X), T, "k: got str"),
+    ("object", lambda: sslx.compact(net)({**P, "k": object()}, X), T, "k: got object"),
     (
         "text array",
-        lambda: sslx.compact(net, {**P, "k": np.array(["x"])}, X),
+        lambda: sslx.compact(net)({**P, "k": np.array(["x"])}, X),
         T,
         "k: got ndarray",
     ),
     (
         "dates",
-        lambda: sslx.compact(net, {**P, "k": np.zeros(2, "M8[s]")}, X),
+        lambda: sslx.compact(net)({**P, "k": np.zeros(2, "M8[s]")}, X),
         T,
         "k: got ndarray",
     ),
-    ("shapes", lambda: sslx.compact(net, SHAPES, X), V, "a: got a shape.*masks="),
-    ("in jit", traced(lambda p: sslx.compact(net, p, X).plan), V, "outside of jit"),
+    ("shapes", lambda: sslx.compact(net)(SHAPES, X), V, "a: got a shape.*masks="),
+    ("in jit", traced(lambda p: sslx.compact(net)(p, X).plan), V, "outside of jit"),
     (
         "in grad",
-        lambda: jax.grad(lambda p: sslx.compact(net, p, X).apply(p, X).sum())(P),
+        lambda: jax.grad(lambda p: sslx.compact(net)(p, X).apply(p, X).sum())(P),
         V,
         "a: got a traced array",
     ),
     ("captured", lambda: jax.jit(captured)(2.0), V, r"captures .*shape \(\); fix"),
     (
         "check shapes",
-        lambda: sslx.compact(net, SHAPES, X, masks={}, check=True),
+        lambda: sslx.compact(net, masks={}, check=True)(SHAPES, X),
         V,
         "check: got shapes",
     ),
@@ -120,48 +125,51 @@ OPTIONS: list[Case] = [
     ("lower later", lambda: small().lowered(X, lowering="best"), V, "lowering: got"),
 ]
 MASKS: list[Case] = [
-    ("list", masks([]), T, "masks: got list, expected {path"),
+    ("list", masks([]), T, "masks: got list, expected {class of groups"),
     ("array", masks(np.ones(6, bool)), T, "masks: got ndarray"),
-    ("path", masks({"c": {0: np.ones(6, bool)}}), V, "c: there is no such leaf.* a, b"),
-    ("no axis", masks({"a": np.ones(6, bool)}), V, "a: got ndarray, expected axis"),
-    ("float", masks({"a": {1: np.ones(6)}}), V, "has dtype float64, expected bool"),
-    ("int", masks({"a": {1: [1, 0, 0, 0, 0, 1]}}), V, "has dtype int64, expected bool"),
     (
-        "length",
-        masks({"a": {1: np.ones(4, bool)}}),
-        V,
-        r"shape \(4,\), the leaf \(4, 6",
+        "no groups",
+        lambda: sslx.compact(net, masks={A: np.ones(6, bool)})(P, X),
+        T,
+        "groups: got None, expected with masks",
     ),
-    ("rank", masks({"a": {1: np.ones((6, 1), bool)}}), V, r"has shape \(6, 1\)"),
+    ("class", masks({"c": np.ones(6, bool)}), V, "c: there is no such class; .*FILTER"),
+    ("float", masks({A: np.ones(6)}), V, "has dtype float64, expected bool"),
+    ("int", masks({A: [1, 0, 0, 0, 0, 1]}), V, "has dtype int64, expected bool"),
+    ("length", masks({A: np.ones(4, bool)}), V, r"shape \(4,\), the class \(6,\)"),
+    ("rank", masks({A: np.ones((6, 1), bool)}), V, r"has shape \(6, 1\)"),
+    ("shape", masks({A: jax.ShapeDtypeStruct((6,), bool)}), V, "is a shape"),
     (
-        "axis 2",
-        masks({"a": {2: np.ones(6, bool)}}),
+        "leaf",
+        lambda: sslx.compact(lambda p, x: x, groups=FILTERS, masks=KEPT)({"c": X}, X),
         V,
-        r"no axis 2 in the shape \(4, 6",
+        "there is no leaf a; there are c",
     ),
-    ("axis -3", masks({"a": {-3: np.ones(6, bool)}}), V, "no axis -3"),
-    ("axis name", masks({"a": {"out": np.ones(6, bool)}}), V, "'out' is no integer"),
-    ("axis bool", masks({"a": {True: np.ones(6, bool)}}), V, "axis True is no integer"),
-    ("shape", masks({"a": {1: jax.ShapeDtypeStruct((6,), bool)}}), V, "is a shape"),
+    (
+        "other shape",
+        lambda: sslx.compact(net, groups=FILTERS, masks=KEPT)(SMALL, X),
+        V,
+        r"a is \(4, 5\), groups were made for \(4, 6\)",
+    ),
 ]
 UNITS: list[Case] = [
-    ("swapped", lambda: sslx.units(P, net, X), T, "the function comes first"),
-    ("module", lambda: sslx.units(DENSE, P, X), T, "give its method, fn.apply"),
-    ("text leaf", lambda: sslx.units(net, {"a": "x"}, X), T, "a: got str 'x'"),
-    ("no leaves", lambda: sslx.units(net, [], X), T, "there are no leaves"),
-    ("pin nowhere", lambda: sslx.units(net, P, X, pin="c"), V, r"pin \['c'\] is found"),
-    ("pin number", lambda: sslx.units(net, P, X, pin=[1]), T, "pin: got int"),
-    ("pin tree", lambda: sslx.units(net, P, X, pin=P), T, "pin: got dict"),
-    ("pin regex", lambda: sslx.units(net, P, X, pin="["), V, "not a regular"),
+    ("swapped", lambda: sslx.units(P)(net, X), T, "fn: got dict, expected a functi"),
+    ("module", lambda: sslx.units(DENSE)(P, X), T, "give its method, fn.apply"),
+    ("text leaf", lambda: sslx.units(net)({"a": "x"}, X), T, "a: got str 'x'"),
+    ("no leaves", lambda: sslx.units(net)([], X), T, "there are no leaves"),
+    ("pin nowhere", lambda: sslx.units(net, pin="c")(P, X), V, r"pin \['c'\] is found"),
+    ("pin number", lambda: sslx.units(net, pin=[1])(P, X), T, "pin: got int"),
+    ("pin tree", lambda: sslx.units(net, pin=P)(P, X), T, "pin: got dict"),
+    ("pin regex", lambda: sslx.units(net, pin="[")(P, X), V, "not a regular"),
     (
         "state",
-        lambda: sslx.units(net, P, X, state="mean"),
+        lambda: sslx.units(net, state="mean")(P, X),
         V,
         "state .'mean'. is found",
     ),
     (
         "captured",
-        lambda: jax.jit(lambda k: sslx.units(lambda p, x: net(p, x) * k, P, X).names)(
+        lambda: jax.jit(lambda k: sslx.units(lambda p, x: net(p, x) * k)(P, X).names)(
             2.0
         ),
         V,
@@ -198,7 +206,7 @@ TABLES = {
 
 
 def small() -> sslx.Compact:
-    return sslx.compact(net, P, X)
+    return sslx.compact(net)(P, X)
 
 
 class Row(NamedTuple):
@@ -235,24 +243,23 @@ def test_a_wrong_call_is_named_with_its_fix(name: str) -> None:
 
 
 RIGHT: dict[str, Callable[[], Any]] = {
-    "one expression": lambda: sslx.units(net, P, X, pin="b"),
-    "expressions": lambda: sslx.units(net, P, X, pin=("a", "b")),
-    "negative axis": masks({"a": {-1: np.arange(6) < 2}}),
-    "mask of jax": masks({"a": {1: jnp.arange(6) < 2}}),
-    "shapes and no masks": lambda: sslx.compact(net, SHAPES, X, masks={}),
-    "shapes of data": lambda: sslx.compact(net, P, jax.ShapeDtypeStruct((2, 4), float)),
-    "a setting without a hash": lambda: sslx.compact(
-        lambda p, x, s: net(p, x, len(s)), P, X, {1, 2}
+    "one expression": lambda: sslx.units(net, pin="b")(P, X),
+    "expressions": lambda: sslx.units(net, pin=("a", "b"))(P, X),
+    "mask of jax": masks({A: jnp.arange(6) < 2}),
+    "shapes and no masks": lambda: sslx.compact(net, masks={})(SHAPES, X),
+    "shapes of data": lambda: sslx.compact(net)(P, jax.ShapeDtypeStruct((2, 4), float)),
+    "a setting without a hash": lambda: sslx.compact(lambda p, x, s: net(p, x, len(s)))(
+        P, X, {1, 2}
     ),
-    "numbers among variables": lambda: sslx.compact(
-        lambda p, x: net(p, x) * p["k"], {**P, "k": 2.0}, X
+    "numbers among variables": lambda: sslx.compact(lambda p, x: net(p, x) * p["k"])(
+        {**P, "k": 2.0}, X
     ),
-    "data traced": lambda: jax.jit(lambda x: sslx.compact(net, P, x).apply(SMALL, x))(
+    "data traced": lambda: jax.jit(lambda x: sslx.compact(net)(P, x).apply(SMALL, x))(
         X
     ),
     "round of numpy": option(round_to=np.int64(2)),
-    "a tuned function": lambda: sslx.compact(sslx.tune(net, P, X), P, X),
-    "a jitted function": lambda: sslx.compact(jax.jit(net), P, X),
+    "a tuned function": lambda: sslx.compact(sslx.tune(net, P, X))(P, X),
+    "a jitted function": lambda: sslx.compact(jax.jit(net))(P, X),
 }
 
 

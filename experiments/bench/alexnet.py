@@ -174,7 +174,7 @@ def time_stack(name: str, batch: int, seed: int, config: Config) -> dict[str, An
     shape = cases["conv1"].dense.lhs
     x = jax.random.normal(jax.random.key(seed), shape)
     tuned = sslx.tune(stack, full, x, lowering="measure", cache=config.cache)
-    small = sslx.compact(stack, masked, x)
+    small = sslx.compact(stack)(masked, x)
     small = small.lowered(x, lowering="measure", cache=config.cache)
     dense, _ = timing.compiled(tuned.apply, full, x, **tuned.compiler_options)
     compact, _ = timing.compiled(

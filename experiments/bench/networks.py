@@ -120,7 +120,7 @@ def thinned(
 ) -> dict[Width, Any]:
     """Variables with a share of every family left; once if all are inner."""
     x = jax.ShapeDtypeStruct((1, *network.shape), "float32")
-    units = sslx.units(network.apply, network.variables, x)
+    units = sslx.units(network.apply)(network.variables, x)
     inner = sslx.Groups(tuple(c for c in units.classes if _writers(c) == 1))
     if inner.names == units.names:
         widths = ("all",)
@@ -167,7 +167,7 @@ def time_case(
     if _bytes(default) > config.memory * _GIB:
         return None
     tuned = sslx.tune(apply, variables, x, lowering=config.lowering, cache=config.cache)
-    small = sslx.compact(apply, zeros, x)
+    small = sslx.compact(apply)(zeros, x)
     fast = small.lowered(x, lowering=config.lowering, cache=config.cache)
     options = {"dense": tuned.compiler_options, "compact": fast.compiler_options}
     programs = {

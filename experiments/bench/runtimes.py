@@ -79,7 +79,7 @@ def time_network(name: str, batch: int, config: Config) -> dict[str, Any]:
     network = bench_networks.create(name)
     zeros = bench_networks.thinned(network, ("all",))["all"]
     x = jax.random.normal(jax.random.key(2), (batch, *network.shape))
-    small = sslx.compact(network.apply, zeros, x)
+    small = sslx.compact(network.apply)(zeros, x)
     bench = Bench()
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))

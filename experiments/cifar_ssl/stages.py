@@ -235,7 +235,7 @@ def compact(context: Context) -> dict[str, Any]:
         train.TrainingError: the compact network computes something else.
     """
     images, apply = context.images(context.checked), context.exact.apply
-    small = sslx.compact(apply, context.sparse, images[:1])
+    small = sslx.compact(apply)(context.sparse, images[:1])
     wanted = jax.jit(apply)(context.sparse, images)
     got = jax.jit(small.apply)(small.variables, images)
     error = float(jnp.max(jnp.abs(got - wanted)) / jnp.max(jnp.abs(wanted)))
@@ -279,7 +279,7 @@ def benchmark(context: Context) -> dict[str, Any]:
     for batch in context.config.benchmark_batches:
         images = context.images(batch)
         dense = sslx.tune(apply, context.trained, images, lowering=lowering)
-        small = sslx.compact(apply, whole, images, lowering=lowering)
+        small = sslx.compact(apply, lowering=lowering)(whole, images)
         calls = {
             "dense": (dense.apply, context.trained, dense.compiler_options),
             "compact": (small.apply, small.variables, small.compiler_options),

@@ -115,7 +115,7 @@ def _speed(
     model: Any, dense: Any, pruned: Any, image: Any, repeats: int
 ) -> dict[str, Any]:
     """Latency at batch 1, compact against dense, and the MACs of both."""
-    small = sslx.compact(model.apply, pruned, image)
+    small = sslx.compact(model.apply)(pruned, image)
     whole, cut = jax.jit(model.apply), jax.jit(small.apply)
     found = measure.latency(
         {

@@ -70,7 +70,7 @@ def authors_groups(groups: sslx.Groups) -> sslx.Groups:
 def _units(
     model: nn.Module, variables: dict[str, Any], image: jax.ShapeDtypeStruct, block: int
 ) -> sslx.Groups:
-    found = sslx.units(model.apply, variables, image)
+    found = sslx.units(model.apply)(variables, image)
     classes = []
     for unit in found.classes:
         members = tuple(

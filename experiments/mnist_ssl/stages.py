@@ -203,7 +203,7 @@ def compact(context: Context) -> dict[str, Any]:
     calls = {"dense": functools.partial(dense, context.trained, images)}
     results = {}
     for name, variables in context.kept.items():
-        small = sslx.compact(context.model.apply, variables, images[:1])
+        small = sslx.compact(context.model.apply)(variables, images[:1])
         apply = jax.jit(small.apply)
         wanted, got = dense(variables, images), apply(small.variables, images)
         error = float(jnp.max(jnp.abs(got - wanted)) / jnp.max(jnp.abs(wanted)))

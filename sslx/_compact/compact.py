@@ -1,9 +1,10 @@
 """`compact`: dead-code elimination, one channel at a time, on the jaxpr."""
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +13,18 @@ from jaxtyping import PyTree
 
 from sslx._calls import Call, require_count, require_word, struct, take_apart
 from sslx._compact.analysis.alignment import Alignment
-from sslx._compact.analysis.fixed_point import fixed_point, planned
+from sslx._compact.analysis.fixed_point import Look, fixed_point, planned
 from sslx._compact.analysis.liveness import Liveness
-from sslx._compact.analysis.report import held_back, kept_zeros
+from sslx._compact.analysis.report import KeptZeros, held_back, kept_zeros
 from sslx._compact.analysis.widths import Widths
 from sslx._compact.check import check as compare
 from sslx._compact.compacted import Compact
 from sslx._compact.jaxpr.arguments import read_variables, require_function
 from sslx._compact.jaxpr.masks import Masks
+from sslx._compact.jaxpr.program import Value
 from sslx._compact.jaxpr.state import expressions
 from sslx._compact.jaxpr.tracing import Traced, Tracer, whole_leaf
-from sslx._compact.jaxpr.zeros import given_zeros, zeros_of
+from sslx._compact.jaxpr.zeros import Masked, Zeros
 from sslx._compact.plan import Plan
 from sslx._compact.rewrite.evaluation import (
     Fault,
@@ -30,7 +32,8 @@ from sslx._compact.rewrite.evaluation import (
     fault,
     kept_masks,
 )
-from sslx._groups.groups import flatten, unflatten
+from sslx._groups.classes import Groups
+from sslx._groups.groups import unflatten
 from sslx.lowering import (
     Lowering,
     program_seconds,
@@ -41,23 +44,22 @@ Constants = Literal["fold", "keep"]
 
 def compact(
     fn: Callable[..., Any],
-    variables: PyTree,
-    *args: Any,
+    *,
     state: str | Sequence[str] = (),
-    masks: Mapping[str, Mapping[int, Any]] | None = None,
+    groups: Groups | None = None,
+    masks: Mapping[str, Any] | None = None,
     alignment: Alignment = "auto",
     constants: Constants = "fold",
     strict: bool = False,
     check: bool = False,
     round_to: int | None = None,
     lowering: Lowering = "xla",
-    **kwargs: Any,
-) -> Compact:
+) -> Callable[..., Compact]:
     r"""Remove what is provably dead from a function and its variables.
 
     For every axis of every intermediate value, a slice is alive if it is not zero,
-    starting from the zeros in `variables`, and if something alive needs it. The result
-    computes `fn` on the alive slices only:
+    starting from the zeros in the variables, and if something alive needs it. The
+    result computes `fn` on the alive slices only:
 
     $$\mathrm{apply}(\mathrm{shrink}(v), x) = \mathrm{fn}(v, x)$$
 
@@ -65,19 +67,18 @@ def compact(
     (`arctan2` and `copysign` tell it from 0.0) and the NaN that a lookup in a parameter
     gives for an index out of range.
 
+    As `jax.export.export`, it takes the function and its own options first, and then an
+    example call: `sslx.compact(fn, **options)(variables, *args, **kwargs)`.
+
     Args:
       fn: any JAX function of `(variables, *args, **kwargs)`.
-      variables: tree of arrays; only these are reduced. Or of `jax.ShapeDtypeStruct`,
-        with `masks`; then the result holds shapes, and its plan shrinks real arrays.
-      *args: an example call; shapes are enough. Arrays, real and complex numbers are
-        traced, as by `jax.jit`; integers, booleans, strings and other objects are
-        settings, and a call with another one is traced anew.
       state: regular expressions; variables whose path one of them is found in are
         state, such as running statistics: where an output's path ends with theirs, it
         is their new value and comes back in the reduced shape. The collections that
         Linen's `mutable=` names in a call are state without being named here.
-      masks: per path, per axis, a boolean vector of the slices that are zero, instead
-        of looking at the values.
+      groups: with `masks`, the groups that they speak of.
+      masks: class name -> True where a group is kept (`select.keep`, `sslx.alive`); the
+        others count as zero, and values are not looked at. Classes left out are kept.
       alignment: where operands disagree about their alive slices, `"align"` keeps what
         lines up, `"scatter"` moves data at run time, `"auto"` estimates which costs
         less (`sslx._compact.analysis.alignment.MACS_PER_MOVE`).
@@ -97,10 +98,18 @@ def compact(
         they were) and alignments, and keeps the fastest. Both leave out zero columns
         of kernels (`Compact.lowered`).
         `jax.jit(small.apply, compiler_options=small.compiler_options)` runs it.
-      **kwargs: more of the call.
 
     Returns:
-      A `Compact`. What could not be reduced is kept as it is, and `held_back` says why.
+      A function of an example call that gives a `Compact`. Its arguments:
+
+      - `variables`: tree of arrays; only these are reduced. Or of
+        `jax.ShapeDtypeStruct`, with `masks`; then the result holds shapes, and its plan
+        shrinks real arrays.
+      - `*args, **kwargs`: the rest of the call; shapes are enough. Arrays, real and
+        complex numbers are traced, as by `jax.jit`; integers, booleans, strings and
+        other objects are settings, and a call with another one is traced anew.
+
+      What could not be reduced is kept as it is, and `held_back` says why.
 
     Raises:
       TypeError: an argument is not of its kind, such as a module instead of its
@@ -112,7 +121,7 @@ def compact(
         the output, both bounds, and the first equation that is off.
 
     Example:
-      >>> small = sslx.compact(model.apply, variables, x, train=False)
+      >>> small = sslx.compact(model.apply)(variables, x, train=False)
       >>> y = jax.jit(small.apply)(small.variables, x)
     """
     require_word("alignment", alignment, get_args(Alignment))
@@ -120,45 +129,85 @@ def compact(
     require_word("lowering", lowering, get_args(Lowering))
     if round_to is not None:
         require_count("round_to", round_to)
-    require_function(fn, variables)
-    leaves, treedef = read_variables(variables, values=masks is None)
-    call = take_apart(args, kwargs)
-    identity = Plan({p: whole_leaf(np.shape(x)) for p, x in leaves.items()})
-    dtypes = [x.dtype for x in leaves.values()]
-    tracer = Tracer(fn, expressions("state", state, leaves))
-    traced = tracer(variables, identity, dtypes, call)
-    zeros = given_zeros(leaves, masks) if masks is not None else zeros_of(leaves)
+    require_function(fn)
 
-    def reduced(alignment: Alignment, widths: Widths | None) -> Compact:
-        while True:
-            live = Liveness(traced.program, fold=constants == "fold")
-            look = masks is None
-            found = fixed_point(live, traced, leaves, zeros, alignment, look, widths)
-            small = _reduced(tracer, treedef, traced, live, leaves, found, call, strict)
-            error = fault(small.reduced, traced, small.variables, call)
-            while error is None:
-                less = _tightened(small, traced, live, leaves, found)
-                if less is small:
-                    return small
-                small = less
-                error = fault(less.reduced, traced, less.variables, call)
-            _keep_whole(tracer, traced, error)
+    def of(variables: PyTree, *args: Any, **kwargs: Any) -> Compact:
+        require_function(fn, variables)
+        leaves, treedef = read_variables(variables, values=masks is None)
+        look = Zeros(leaves) if masks is None else Masked(leaves, groups, masks)
+        zeros = {path: look(path) for path in leaves}
+        call = take_apart(args, kwargs)
+        identity = Plan({p: whole_leaf(np.shape(x)) for p, x in leaves.items()})
+        dtypes = [x.dtype for x in leaves.values()]
+        tracer = Tracer(fn, expressions("state", state, leaves))
+        traced = tracer(variables, identity, dtypes, call)
+        given = _Given(tracer, treedef, traced, leaves, zeros, call)
+        reduce = functools.partial(
+            _reduce, given, look=look, fold=constants == "fold", strict=strict
+        )
+        if lowering == "measure":
+            ways = [reduce(*way) for way in _ways(alignment, round_to)]
+            small = _fastest(ways, args, kwargs)
+        else:
+            small = reduce(alignment, _widths(round_to))
+            small = small.lowered(*args, lowering=lowering, **kwargs)
+        if check:
+            dense = leaves if masks is None else _zeroed(leaves, zeros)
+            compare(small, traced, dense, call)
+        return small
 
-    if lowering == "measure":
-        ways = [reduced(*way) for way in _ways(alignment, round_to)]
-        small = _fastest(ways, args, kwargs)
-    else:
-        small = reduced(alignment, _widths(round_to))
-        small = small.lowered(*args, lowering=lowering, **kwargs)
-    if check:
-        compare(small, traced, _zeroed(leaves, zeros) if masks else leaves, call)
-    return small
+    return of
+
+
+class _Given(NamedTuple):
+    """A call that is compacted, traced; `zeros` are slices of the `leaves`."""
+
+    tracer: Tracer
+    treedef: Any
+    traced: Traced
+    leaves: Mapping[str, Any]
+    zeros: dict[str, Masks]
+    call: Call
+
+    @property
+    def params(self) -> list[Value]:
+        """The values of the leaves."""
+        return self.traced.program.inputs[: len(self.leaves)]
+
+
+def _reduce(
+    given: _Given,
+    alignment: Alignment,
+    widths: Widths | None,
+    *,
+    look: Look,
+    fold: bool,
+    strict: bool,
+) -> Compact:
+    """The network on its alive slices; equations that cannot be reduced stay whole."""
+    traced, leaves = given.traced, given.leaves
+    while True:
+        live = Liveness(traced.program, fold=fold)
+        zeros = fixed_point(live, traced, leaves, given.zeros, alignment, look, widths)
+        found = given._replace(zeros=zeros)
+        small = _reduced(found, live, strict)
+        error = fault(small.reduced, traced, small.variables, given.call)
+        while error is None:
+            less = _tightened(small, found, live)
+            if less is small:
+                return small
+            small = less
+            error = fault(less.reduced, traced, less.variables, given.call)
+        _keep_whole(given.tracer, traced, error)
 
 
 def _zeroed(leaves: Mapping[str, Any], zeros: Mapping[str, Masks]) -> dict[str, Any]:
-    """The variables with zeros where masks say so."""
+    """The variables with zeros where masks say so; shapes as they are."""
     out = {}
     for path, leaf in leaves.items():
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            out[path] = leaf
+            continue
         for axis, mask in enumerate(zeros[path] if leaf.ndim else ()):
             line = [-1 if a == axis else 1 for a in range(leaf.ndim)]
             leaf = jnp.where(mask.reshape(line), jnp.zeros((), leaf.dtype), leaf)
@@ -182,72 +231,60 @@ def _keep_whole(tracer: Tracer, traced: Traced, error: Fault) -> None:
     )
 
 
-def _reduced(
-    tracer: Tracer,
-    treedef: Any,
-    traced: Traced,
-    live: Liveness,
-    leaves: Mapping[str, Any],
-    zeros: Mapping[str, Masks],
-    call: Call,
-    strict: bool,
-) -> Compact:
-    params = live.program.inputs[: len(leaves)]
-    held = held_back(live, dict(zip(params, leaves, strict=True)))
+def _reduced(given: _Given, live: Liveness, strict: bool) -> Compact:
+    held = held_back(live, dict(zip(given.params, given.leaves, strict=True)))
     if strict and held:
         raise ValueError(
             "some primitives have no rule, and keep parameters whole:\n"
             + "\n".join(f"  {h}" for h in held)
             + "\nfix: leave out strict=True to keep them, or rewrite that line"
         )
-    plan, folded = planned(live, params, leaves, zeros)
-    example = call._replace(arrays=tuple(struct(x) for x in call.arrays))
-    kept = kept_zeros(live, list(zip(params, leaves, zeros.values(), strict=True)))
-    reduced = analysed(traced, live, plan)
+    plan, folded = planned(live, given.params, given.leaves, given.zeros)
+    arrays = tuple(struct(x) for x in given.call.arrays)
+    reduced = analysed(given.traced, live, plan)
     return Compact(
-        tracer,
-        _shrunk(plan, treedef, leaves),
+        given.tracer,
+        _shrunk(plan, given.treedef, given.leaves),
         plan,
         folded,
         held,
-        kept,
-        example,
+        _lined_up(given, live, given.zeros),
+        given.call._replace(arrays=arrays),
         live.fold,
-        reductions={} if reduced is None else {traced: reduced},
+        reductions={} if reduced is None else {given.traced: reduced},
     )
 
 
-def _tightened(
-    small: Compact,
-    traced: Traced,
-    live: Liveness,
-    leaves: Mapping[str, Any],
-    zeros: Mapping[str, Masks],
-) -> Compact:
+def _tightened(small: Compact, given: _Given, live: Liveness) -> Compact:
     """Without slices that line up with what is dead by the plan alone.
 
     To line up, the analysis keeps slices of parameters and of what is made of them; a
     slice that is zero by a literal is zero again where the plan is all that is known.
     """
-    params = traced.program.inputs[: len(leaves)]
-    plan, folded = planned(small.reduced(traced).live, params, leaves, zeros)
+    planning = small.reduced(given.traced).live
+    plan, folded = planned(planning, given.params, given.leaves, given.zeros)
     if plan == small.plan:
         return small
     left = {
-        path: [z & k for z, k in zip(zeros[path], kept_masks(leaf), strict=True)]
+        path: [z & k for z, k in zip(given.zeros[path], kept_masks(leaf), strict=True)]
         for path, leaf in plan.leaves.items()
     }
-    _, treedef = flatten(small.variables)
     return dataclasses.replace(
         small,
         plan=plan,
         folded=folded,
-        variables=_shrunk(plan, treedef, leaves),
-        kept_zeros=kept_zeros(
-            live, list(zip(params, left, left.values(), strict=True))
-        ),
+        variables=_shrunk(plan, given.treedef, given.leaves),
+        kept_zeros=_lined_up(given, live, left),
         reductions={},
     )
+
+
+def _lined_up(
+    given: _Given, live: Liveness, zeros: Mapping[str, Masks]
+) -> tuple[KeptZeros, ...]:
+    """Zero slices of the leaves that stay."""
+    rows = zip(given.params, given.leaves, zeros.values(), strict=True)
+    return kept_zeros(live, list(rows))
 
 
 def _shrunk(plan: Plan, treedef: Any, leaves: Mapping[str, Any]) -> PyTree:

@@ -24,12 +24,10 @@ Node = tuple[Value, int]
 
 def units(
     fn: Callable[..., Any],
-    variables: PyTree,
-    *args: Any,
+    *,
     pin: str | Sequence[str] = (),
     state: str | Sequence[str] = (),
-    **kwargs: Any,
-) -> Groups:
+) -> Callable[..., Groups]:
     """The sets of slices of the variables that have to be removed together.
 
     A unit is a channel with all it is made of: the filters that produce it, the scales
@@ -43,37 +41,46 @@ def units(
 
     Args:
       fn: any JAX function of `(variables, *args, **kwargs)`.
-      variables: tree of arrays or of `jax.ShapeDtypeStruct`.
-      *args: an example call; shapes are enough.
       pin: regular expressions; leaves whose path one of them is found in stay whole.
       state: as for `sslx.compact`: what the call returns as the new value of these
         variables does not keep them whole.
-      **kwargs: more of the call; leaves that are not arrays are static.
 
     Returns:
-      Groups with one class per kind of channel, named after the leaf and axis that come
-      first in the program, such as `"params/conv1/kernel[3]"`; `describe()` prints them
-      and what keeps the other axes whole. Slices that reach the inputs or outputs of
-      `fn` are in no unit. An entry that lies in two slices of one unit (the diagonal of
-      a recurrent kernel) counts twice in `norms`.
+      A function of an example call, `(variables, *args, **kwargs)` as for
+      `sslx.compact`, all of which may be shapes. It gives groups with one class per
+      kind of channel, named after the leaf and axis that come first in the program,
+      such as `"params/conv1/kernel[3]"`; `describe()` prints them and what keeps the
+      other axes whole. Slices that reach the inputs or outputs of `fn` are in no unit.
+      An entry that lies in two slices of one unit (the diagonal of a recurrent kernel)
+      counts twice in `norms`.
 
     Raises:
       ValueError: an expression of `pin` or `state` is found in no path.
 
     Example:
-      >>> units = sslx.units(model.apply, variables, x, pin=["stem"])
+      >>> units = sslx.units(model.apply, pin=["stem"])(variables, x)
       >>> penalty = sslx.penalty_value(sslx.GroupLasso(1e-4), units, variables)
     """
-    require_function(fn, variables)
-    leaves, _ = read_variables(variables, values=False)
-    pin, state = expressions("pin", pin, leaves), expressions("state", state, leaves)
-    plan = Plan({p: whole_leaf(np.shape(x)) for p, x in leaves.items()})
-    dtypes = [x.dtype for x in leaves.values()]
-    traced = Tracer(fn, state)(variables, plan, dtypes, take_apart(args, kwargs))
+    require_function(fn)
+
+    def of(variables: PyTree, *args: Any, **kwargs: Any) -> Groups:
+        require_function(fn, variables)
+        leaves, _ = read_variables(variables, values=False)
+        pins = expressions("pin", pin, leaves)
+        plan = Plan({p: whole_leaf(np.shape(x)) for p, x in leaves.items()})
+        dtypes = [x.dtype for x in leaves.values()]
+        tracer = Tracer(fn, expressions("state", state, leaves))
+        traced = tracer(variables, plan, dtypes, take_apart(args, kwargs))
+        return _units(traced, leaves, pins)
+
+    return of
+
+
+def _units(traced: Traced, leaves: Mapping[str, Any], pin: Sequence[str]) -> Groups:
     paths = dict(zip(traced.program.inputs, leaves, strict=False))
     live = Liveness(traced.program, fold=False)
     none = {p: [np.zeros(n, bool) for n in x.shape or (1,)] for p, x in leaves.items()}
-    fixed_point(live, traced, leaves, none, alignment="align", look=False)
+    fixed_point(live, traced, leaves, none, alignment="align", look=None)
     found, reasons = families(live, list(paths), _frozen(traced, paths, pin))
     trial = _Trial(traced, leaves)
     found = trial.removable(found)
@@ -130,7 +137,7 @@ class _Trial:
                 masks = zeros[self.params[value]]
                 masks[axis] = masks[axis] | mask
         live = Liveness(self.traced.program, fold=True)
-        fixed_point(live, self.traced, self.leaves, zeros, "align", look=False)
+        fixed_point(live, self.traced, self.leaves, zeros, "align", look=None)
         return live
 
 

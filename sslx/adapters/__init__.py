@@ -5,7 +5,7 @@ adapter. Import what you use; `sslx` itself imports none of them.
 
 Linen: `module.apply` is that function already.
 
-    >>> small = sslx.compact(model.apply, variables, x, train=False)
+    >>> small = sslx.compact(model.apply)(variables, x, train=False)
     >>> y = jax.jit(small.apply)(small.variables, x, train=False)
 
 Haiku: put the arguments in one tree.
@@ -13,7 +13,7 @@ Haiku: put the arguments in one tree.
     >>> net = hk.transform_with_state(forward)
     >>> def fn(variables, x):
     ...     return net.apply(variables["params"], variables["state"], None, x)[0]
-    >>> small = sslx.compact(fn, {"params": params, "state": state}, x)
+    >>> small = sslx.compact(fn)({"params": params, "state": state}, x)
 
 Keras (JAX backend): the same with `stateless_call`.
 
@@ -23,7 +23,7 @@ Keras (JAX backend): the same with `stateless_call`.
     ...     [v.value for v in model.trainable_variables],
     ...     [v.value for v in model.non_trainable_variables],
     ... )
-    >>> small = sslx.compact(fn, variables, x)
+    >>> small = sslx.compact(fn)(variables, x)
 
 Flax NNX and Equinox keep arrays and code in one object; `sslx.adapters.nnx` and
 `sslx.adapters.equinox` return such objects, smaller, that run their own code:
@@ -43,8 +43,8 @@ is asked for:
 A submodule whose own code allows no smaller size (attention that divides by the size
 of a head, a norm over channels of which some are gone, a branch of which nothing is
 left) keeps its arrays whole; `small.held_back` and `small.summary()` name it. The
-function is free of such limits: `small = sslx.compact(*nnx.function(model), x)`, and
-`small.apply(small.variables, x)`.
+function is free of such limits: `fn, variables = nnx.function(model)`, then
+`small = sslx.compact(fn)(variables, x)` and `small.apply(small.variables, x)`.
 
 Export: `small.apply` is a JAX function, so JAX's own tools take it.
 

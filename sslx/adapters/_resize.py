@@ -77,7 +77,7 @@ def reduced(
     first: Unfit | None = None
     while True:
         whole, paths = _filled(variables, held)
-        small = compact(fn, whole, *args, **options, **kwargs)
+        small = compact(fn, **options)(whole, *args, **kwargs)
         if held:
             back = tuple(
                 dataclasses.replace(h, paths=paths[p]) for p, h in held.items()
@@ -341,7 +341,8 @@ def _refused(failure: Failure, parts: Mapping[str, Part], seen: Any) -> str:
 
 
 _FIX = (
-    "fix: use the compact function, small = sslx.compact(*function(module), ...), "
+    "fix: use the function, fn, variables = function(module); "
+    "small = sslx.compact(fn)(variables, ...), "
     "which has no such limits"
 )
 

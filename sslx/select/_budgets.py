@@ -39,7 +39,7 @@ def within_budget(
 
     Example:
         >>> def macs(masks):
-        ...     small = sslx.compact(apply, sslx.scale(groups, params, masks), x)
+        ...     small = sslx.compact(apply)(sslx.scale(groups, params, masks), x)
         ...     return measure.cost(small.apply, small.variables, x).macs
         >>> masks = within_budget(lambda d: keep(groups, scores, d), macs, 20e6)
     """

@@ -162,7 +162,8 @@ def test_nnx_module_whose_code_divides_by_a_size_that_shrank_is_refused_by_name(
     assert distance(new(x), model(x)) < 1e-5
     assert new.heads.head_dim == 8
     assert "holds back heads/key/bias" in str(small.held_back[-1])
-    small = sslx.compact(*sslx.adapters.nnx.function(model), x)
+    fn, variables = sslx.adapters.nnx.function(model)
+    small = sslx.compact(fn)(variables, x)
     assert distance(small.apply(small.variables, x), model(x)) < 1e-5
     assert small.variables["heads"]["query"]["kernel"].shape == (32, 4, 5)
 
@@ -186,7 +187,8 @@ def test_nnx_module_that_cannot_run_is_refused_by_name() -> None:
 def test_folded_constants_have_no_place_in_a_module() -> None:
     model, x = net(), noise(2, 8, 8, 3)
     model.conv2.bias[...] = model.conv2.bias[...] + 1  # its dead filters speak
-    small = sslx.compact(*sslx.adapters.nnx.function(model), x)
+    fn, variables = sslx.adapters.nnx.function(model)
+    small = sslx.compact(fn)(variables, x)
     assert small.folded
     with pytest.raises(ValueError, match=r'constants were folded.*\n.*"keep"'):
         sslx.adapters.nnx.resize(model, small, x)
@@ -274,7 +276,7 @@ def test_equinox_norm_over_what_shrank_is_refused_by_name() -> None:
     assert distance(new(noise(4)), model(noise(4))) < 1e-5
     assert "the module at layers/1" in str(small.held_back[0])
     fn, variables = sslx.adapters.equinox.function(model)
-    small = sslx.compact(fn, variables, noise(4))
+    small = sslx.compact(fn)(variables, noise(4))
     assert small.variables[0].weight.shape == (5, 4)
     assert distance(small.apply(small.variables, noise(4)), model(noise(4))) < 1e-5
 
@@ -285,7 +287,7 @@ def test_linen_needs_no_adapter() -> None:
     variables = perturbed(model.init(KEY, x))
     first = variables["params"]["layers_0"]
     first["kernel"] = without(np.s_[:, DEAD])(first["kernel"])
-    small = sslx.compact(model.apply, variables, x)
+    small = sslx.compact(model.apply)(variables, x)
     assert small.variables["params"]["layers_0"]["kernel"].shape == (4, 13)
     got = jax.jit(small.apply)(small.variables, x)
     assert distance(got, model.apply(variables, x)) < 1e-5
@@ -305,7 +307,7 @@ def test_haiku_needs_no_adapter() -> None:
         return model.apply(variables["params"], variables["state"], None, x, False)[0]
 
     variables = {"params": params, "state": state}
-    small = sslx.compact(fn, variables, x)
+    small = sslx.compact(fn)(variables, x)
     assert small.variables["params"]["conv2_d"]["w"].shape == (3, 3, 3, 13)
     assert distance(small.apply(small.variables, x), fn(variables, x)) < 1e-5
 

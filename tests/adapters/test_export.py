@@ -32,7 +32,7 @@ def compacted() -> tuple[sslx.Compact, jax.Array]:
     x = normals()(4, 8, 8, 3)
     variables = perturbed(model.init(jax.random.key(0), x))
     variables = with_zeros(variables, "...IO", "kernels")
-    small = sslx.compact(model.apply, variables, x)
+    small = sslx.compact(model.apply)(variables, x)
     want = model.apply(variables, x)
     assert distance(small.apply(small.variables, x), want) < 1e-5
     assert small.folded
@@ -109,7 +109,7 @@ def test_onnx_file_with_large_parameters_is_written_over_in_the_current_folder(
     x = normals()(2, 600)
     for scale in (1.0, 2.0):
         weights = {"kernel": scale * normals()(600, 600)}
-        small = sslx.compact(lambda v, x: x @ v["kernel"], weights, x)
+        small = sslx.compact(lambda v, x: x @ v["kernel"])(weights, x)
         path = onnx.save("small.onnx", small, x)
         assert sorted(p.name for p in tmp_path.iterdir()) == [
             "small.onnx",
@@ -130,7 +130,7 @@ def test_norms_and_pools_suit_the_runtime(name: str, tmp_path: pathlib.Path) -> 
 
     model, x = models.create(name), normals()(2, 32, 32, 3)
     variables = perturbed(model.init(jax.random.key(0), x))
-    small = sslx.compact(model.apply, variables, x)
+    small = sslx.compact(model.apply)(variables, x)
     with jax.numpy_rank_promotion("allow"):
         path = onnx.save(tmp_path / "small.onnx", small, x)
     kinds = [node.op_type for node in library.load(path).graph.node]

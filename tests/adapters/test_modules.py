@@ -190,7 +190,7 @@ def test_wrong_names_and_values_of_sizes_are_refused(sizes: Any, text: str) -> N
 def wide() -> sslx.Compact:
     fn, variables = sslx.adapters.nnx.function(nnx_module(WIDE))
     options = {"alignment": "align", "constants": "keep"}
-    return sslx.compact(fn, variables, example(WIDE), **options)
+    return sslx.compact(fn, **options)(variables, example(WIDE))
 
 
 def test_given_size_with_which_the_module_cannot_run_is_named(x64) -> None:

@@ -264,9 +264,9 @@ def test_names_that_repeat_at_several_depths_keep_their_own_indices():
 
     model, x = Net(), jnp.ones((1, 2, 2, 3))
     variables = model.init(jax.random.key(0), x)
-    units = sslx.units(model.apply, variables, x)
+    units = sslx.units(model.apply)(variables, x)
     half = {c.name: np.arange(c.count) % 2 == 0 for c in units.classes}
-    small = sslx.compact(model.apply, sslx.scale(units, variables, half), x)
+    small = sslx.compact(model.apply)(sslx.scale(units, variables, half), x)
     tx = optax.adam(1e-3)
 
     def state(params):
@@ -323,7 +323,7 @@ def test_variables_are_matched_by_path_in_any_order():
     first["k"] = first["k"].at[:, 1].set(0)
     fn = lambda p, x: (x @ p["q"]) @ (jnp.tanh(x) @ p["k"]).T @ x @ p["a"]
     x = jnp.asarray(normals(7).normal(size=(4, 6)), "f4")
-    small = sslx.compact(fn, first, x)
+    small = sslx.compact(fn)(first, x)
     assert small.variables["q"].shape == (6, 5)
     turned = collections.OrderedDict((k, small.variables[k]) for k in "akq")
     for variables in (turned, dict(small.variables)):

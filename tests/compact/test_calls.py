@@ -41,7 +41,7 @@ def test_numbers_are_traced_once_and_typed_weakly(value: Any) -> None:
     fn = lambda p, x, rate: step(p, x, rate, counts)
     params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), parameters())
     x = X.astype(jnp.bfloat16)
-    small = sslx.compact(fn, params, x, value)
+    small = sslx.compact(fn)(params, x, value)
     tuned = sslx.tune(fn, params, x, value)
     tuned(params, x, value)
     counts.clear()
@@ -60,16 +60,16 @@ def test_settings_are_not_traced(setting: Any) -> None:
         assert kind is setting or kind == setting
         return net(p, x) if kind else net(p, 2 * x)
 
-    small = sslx.compact(fn, parameters(), X, setting)
+    small = sslx.compact(fn)(parameters(), X, setting)
     got = small.apply(small.variables, X, setting)
     np.testing.assert_allclose(got, fn(parameters(), X, setting), rtol=1e-6)
 
 
-@pytest.mark.parametrize("take", [sslx.compact, sslx.tune, sslx.units])
+@pytest.mark.parametrize("take", [sslx.compact, sslx.units])
 def test_a_number_in_control_flow_is_refused_with_the_fix(take: Any) -> None:
     fn = lambda p, x, rate: net(p, x) if rate > 0 else x
     with pytest.raises(jax.errors.TracerBoolConversionError) as error:
-        take(fn, parameters(), X, 0.5)
+        take(fn)(parameters(), X, 0.5)
     assert any("functools.partial(fn, rate=0.1)" in n for n in error.value.__notes__)
 
 
@@ -88,7 +88,7 @@ def scoped(p: Any, x: Any) -> Any:
 
 
 def test_name_scopes_survive() -> None:
-    small = sslx.compact(scoped, parameters(), X)
+    small = sslx.compact(scoped)(parameters(), X)
     tuned = sslx.tune(scoped, parameters(), X)
     for fn, variables in (
         (small.apply, small.variables),
@@ -124,7 +124,7 @@ def test_what_cannot_be_computed_is_kept_with_the_reason(
     emit: Any, reason: str, monkeypatch: Any, tmp_path: Any
 ) -> None:
     with_rule(monkeypatch, "tanh", emit)
-    small = sslx.compact(net, parameters(), X)
+    small = sslx.compact(net)(parameters(), X)
     assert any(reason in held.reason for held in small.held_back)
     assert small.variables["a"].shape == (4, 6)
     want = X @ parameters()["a"]
@@ -136,7 +136,7 @@ def test_what_cannot_be_computed_is_kept_with_the_reason(
     assert again.held_back == small.held_back
     assert again.apply(again.variables, jnp.ones((5, 4))).shape == (5, 3)
     with pytest.raises(ValueError, match="have no rule"):
-        sslx.compact(net, parameters(), X, strict=True)
+        sslx.compact(net, strict=True)(parameters(), X)
 
 
 def chain(p: Any, x: Any) -> Any:
@@ -152,7 +152,7 @@ def test_chained_layers_die_one_after_the_other(
     monkeypatch.setattr(fixed_point, "_ROUNDS", rounds)
     params = [jnp.eye(4) for _ in range(16)]
     params[0] = params[0].at[1, 1].set(0)
-    small = sslx.compact(chain, params, X, check=True)
+    small = sslx.compact(chain, check=True)(params, X)
     assert {w.shape[0] for w in small.variables[1:]} == widths
 
 
@@ -160,7 +160,7 @@ def test_chained_layers_die_one_after_the_other(
 def test_a_hundred_and_thirty_layers_take_seconds() -> None:
     params = [jnp.eye(4) for _ in range(130)]
     params[0] = params[0].at[1, 1].set(0)
-    small = sslx.compact(chain, params, X)
+    small = sslx.compact(chain)(params, X)
     assert {w.shape for w in small.variables[1:]} == {(3, 3)}
 
 
@@ -174,23 +174,26 @@ def mixed(p: Any, x: Any, index: Any, key: Any, rate: Any) -> Any:
 
 def test_check_draws_inputs_of_every_kind() -> None:
     call = (X, jnp.array([0, 1, 1]), jax.random.key(1), 0.5)
-    sslx.compact(mixed, parameters(), *call, check=True)
+    sslx.compact(mixed, check=True)(parameters(), *call)
     structs = jax.eval_shape(lambda: call)
-    sslx.compact(mixed, parameters(), *structs, check=True, lowering="rule")
+    sslx.compact(mixed, check=True, lowering="rule")(parameters(), *structs)
 
 
 def test_check_names_output_bounds_and_the_first_equation(monkeypatch: Any) -> None:
     with_rule(monkeypatch, "tanh", lambda eqn, x, shapes: [1.1 * jnp.tanh(x[0])])
     call = (X, jnp.array([0, 1, 1]), jax.random.key(1), 0.5)
     with pytest.raises(RuntimeError, match=r"output h .* off by .* expected at most"):
-        sslx.compact(mixed, parameters(), *call, check=True)
+        sslx.compact(mixed, check=True)(parameters(), *call)
     with pytest.raises(RuntimeError, match=r"starts in tanh at .*test_calls.py"):
-        sslx.compact(mixed, parameters(), *call, check=True)
+        sslx.compact(mixed, check=True)(parameters(), *call)
 
 
 def test_check_takes_masks_for_zeros() -> None:
-    masks = {"a": {-1: np.arange(6) % 2 == 0}}
-    small = sslx.compact(net, parameters(), X, masks=masks, check=True)
+    groups = sslx.groups(parameters(), {"a": sslx.FILTER})
+    (name,) = groups.names
+    masks = {name: np.arange(6) % 2 == 1}
+    compact = sslx.compact(net, groups=groups, masks=masks, check=True)
+    small = compact(parameters(), X)
     assert small.variables["a"].shape == (4, 3)
 
 
@@ -198,7 +201,7 @@ def test_check_takes_masks_for_zeros() -> None:
 
 
 def test_a_compact_network_is_no_pickle_and_is_copied() -> None:
-    small = sslx.compact(net, parameters(), X)
+    small = sslx.compact(net)(parameters(), X)
     with pytest.raises(TypeError, match=r"sslx.save\(path, small\)"):
         pickle.dumps(small)
     shallow, deep = copy.copy(small), copy.deepcopy(small)
@@ -224,7 +227,7 @@ def test_compact_variables_may_be_donated() -> None:
         return net(p, x) + p["b"][None]
 
     params = {**parameters(), "b": jnp.ones(3), "c": jnp.ones((6, 3))}
-    small = sslx.compact(biased, params, X)
+    small = sslx.compact(biased)(params, X)
     train = jax.jit(
         lambda v, x: (jax.tree.map(lambda a: a * 0.5, v), small.apply(v, x)),
         donate_argnums=0,
@@ -242,12 +245,12 @@ def test_variables_of_every_type(dtype: str) -> None:
     wide = jnp.complex64 if dtype == "complex64" else jnp.float32
     fn = lambda v, x: x @ v["a"].astype(wide) @ v["c"]
     params = {**parameters(), "a": parameters()["a"].astype(dtype)}
-    small = sslx.compact(fn, params, X)
+    small = sslx.compact(fn)(params, X)
     assert small.variables["a"].shape == (4, 5)
     assert small.variables["a"].dtype == jnp.dtype(dtype)
     np.testing.assert_allclose(small.apply(small.variables, X), fn(params, X))
 
 
 def test_a_batch_of_none() -> None:
-    small = sslx.compact(net, parameters(), jnp.ones((0, 4)))
+    small = sslx.compact(net)(parameters(), jnp.ones((0, 4)))
     assert small.apply(small.variables, jnp.ones((0, 4))).shape == (0, 3)

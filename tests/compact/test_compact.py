@@ -37,7 +37,7 @@ MODELS = ["lenet", "convnet", "resnet20", *SLOW]
 @pytest.mark.parametrize("name", MODELS)
 def test_output_is_that_of_the_zeroed_network_in_float32(name: str) -> None:
     model, variables, x = make(name, 0.4)
-    small = sslx.compact(model.apply, variables, x)
+    small = sslx.compact(model.apply)(variables, x)
     want = jax.jit(model.apply)(variables, x)
     got = jax.jit(small.apply)(small.variables, x)
     assert relative_error(got, want) < 1e-5
@@ -46,7 +46,7 @@ def test_output_is_that_of_the_zeroed_network_in_float32(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_output_is_that_of_the_zeroed_network_in_float64(name: str, x64) -> None:
     model, variables, x = make(name, 0.4, np.float64)
-    small = sslx.compact(model.apply, variables, x)
+    small = sslx.compact(model.apply)(variables, x)
     want = jax.jit(model.apply)(variables, x)
     got = jax.jit(small.apply)(small.variables, x)
     assert relative_error(got, want) < 1e-12
@@ -59,7 +59,7 @@ def test_training_mode_and_its_new_statistics_are_those_of_the_zeroed_network(
     x64,
 ) -> None:
     model, variables, x = make("resnet20", 0.4, np.float64, kernels="conv1")
-    small = sslx.compact(model.apply, variables, x)
+    small = sslx.compact(model.apply)(variables, x)
     kwargs = {"train": True, "mutable": ["batch_stats"]}
     want, stats = jax.jit(functools.partial(model.apply, **kwargs))(variables, x)
     train = jax.jit(functools.partial(small.apply, **kwargs))
@@ -75,7 +75,7 @@ def test_a_layer_whose_kernel_alone_is_zero_disappears(x64) -> None:
     model, variables, x = make("resnet20", 0.0, np.float64)
     block = variables["params"]["stage1_2"]
     block["conv1"]["kernel"] = jnp.zeros_like(block["conv1"]["kernel"])
-    small = sslx.compact(model.apply, variables, x)
+    small = sslx.compact(model.apply)(variables, x)
     convs = [str(e) for e in equations(small, x) if "conv_general" in str(e.primitive)]
     assert len(convs) == 21 - 2
     want = model.apply(variables, x)
@@ -89,7 +89,7 @@ def equations(small, x):
 @pytest.mark.parametrize("kernels", ["conv1", "nothing"])
 def test_nothing_is_moved_at_run_time_where_operands_agree(kernels: str) -> None:
     model, variables, x = make("resnet20", 0.5, kernels=kernels)
-    small = sslx.compact(model.apply, variables, x, constants="keep")
+    small = sslx.compact(model.apply, constants="keep")(variables, x)
     names = {e.primitive.name for e in equations(small, x)}
     assert not names & {"gather", "scatter", "scatter-add", "slice", "copy"}
 
@@ -99,7 +99,7 @@ def test_alignment_decides_between_moving_and_keeping() -> None:
     moves = {}
     for alignment in ("align", "scatter"):
         options = {"alignment": alignment, "constants": "keep"}
-        small = sslx.compact(model.apply, variables, x, **options)
+        small = sslx.compact(model.apply, **options)(variables, x)
         code = jax.make_jaxpr(small.apply)(small.variables, x)
         moves[alignment] = str(code).count("gather[")
     assert moves["align"] == 0 < moves["scatter"]
@@ -107,17 +107,13 @@ def test_alignment_decides_between_moving_and_keeping() -> None:
 
 def test_shapes_and_masks_give_the_same_plan_as_arrays() -> None:
     model, variables, x = make("resnet20", 0.5)
-    small = sslx.compact(model.apply, variables, x)
-    leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
-    masks = {
-        jax.tree_util.keystr(p, simple=True, separator="/"): {
-            a: np.asarray((leaf == 0).all(tuple(b for b in range(leaf.ndim) if b != a)))
-            for a in range(leaf.ndim)
-        }
-        for p, leaf in leaves
-    }
+    small = sslx.compact(model.apply)(variables, x)
+    groups = sslx.groups(
+        variables, {"kernel": sslx.FILTER | sslx.CHANNEL, ".*": sslx.FILTER}
+    )
+    masks = sslx.alive(groups, variables)
     shapes = jax.eval_shape(lambda: variables)
-    planned = sslx.compact(model.apply, shapes, x, masks=masks)
+    planned = sslx.compact(model.apply, groups=groups, masks=masks)(shapes, x)
     assert planned.plan == small.plan
     reduced = sslx.apply_plan(planned.plan, variables)
     jax.tree.map(np.testing.assert_array_equal, reduced, small.variables)
@@ -125,7 +121,7 @@ def test_shapes_and_masks_give_the_same_plan_as_arrays() -> None:
 
 def test_optimizer_state_shrinks_with_the_parameters_and_comes_back() -> None:
     model, variables, x = make("lenet", 0.5)
-    small = sslx.compact(model.apply, variables, x)
+    small = sslx.compact(model.apply)(variables, x)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     state = tx.init(variables)
     reduced = sslx.apply_plan(small.plan, state)
@@ -135,7 +131,7 @@ def test_optimizer_state_shrinks_with_the_parameters_and_comes_back() -> None:
 
 def test_files_hold_the_network_without_pickle(tmp_path) -> None:
     model, variables, x = make("lenet", 0.5)
-    small = sslx.compact(model.apply, variables, x)
+    small = sslx.compact(model.apply)(variables, x)
     sslx.save(tmp_path / "small", small)
     loaded = sslx.load(tmp_path / "small", model.apply)
     assert loaded.plan == small.plan
@@ -153,7 +149,7 @@ def test_files_hold_the_network_without_pickle(tmp_path) -> None:
 
 def test_files_are_never_overwritten_and_damage_is_named(tmp_path) -> None:
     model, variables, x = make("lenet", 0.5)
-    small = sslx.compact(model.apply, variables, x)
+    small = sslx.compact(model.apply)(variables, x)
     sslx.save(tmp_path / "small", small)
     with pytest.raises(FileExistsError, match="give a new folder"):
         sslx.save(tmp_path / "small", small)
@@ -166,7 +162,7 @@ def test_files_are_never_overwritten_and_damage_is_named(tmp_path) -> None:
 
 def test_loading_against_the_wrong_model_names_path_and_shapes(tmp_path) -> None:
     model, variables, x = make("lenet", 0.5)
-    sslx.save(tmp_path / "small", sslx.compact(model.apply, variables, x))
+    sslx.save(tmp_path / "small", sslx.compact(model.apply)(variables, x))
     other = jax.tree.map(lambda a: a, variables)
     other["params"]["conv1"]["kernel"] = jnp.zeros((5, 5, 1, 21))
     with pytest.raises(ValueError, match=r"conv1/kernel: the model has shape .*21"):
@@ -175,7 +171,7 @@ def test_loading_against_the_wrong_model_names_path_and_shapes(tmp_path) -> None
 
 def test_wrong_variables_are_named_with_both_shapes() -> None:
     model, variables, x = make("lenet", 0.5)
-    small = sslx.compact(model.apply, variables, x)
+    small = sslx.compact(model.apply)(variables, x)
     with pytest.raises(ValueError, match=r"conv1/kernel: got shape \(5, 5, 1, 20\)"):
         small.apply(variables, x)
 
@@ -191,7 +187,7 @@ def test_an_unknown_primitive_keeps_what_touches_it_and_is_reported() -> None:
     params = {k: jnp.asarray(v, jnp.float32) for k, v in params.items()}
     params["a"] = params["a"].at[:, 2].set(0)
     x = jnp.asarray(rng.normal(size=(4, 4)), jnp.float32)
-    small = sslx.compact(solve, params, x)
+    small = sslx.compact(solve)(params, x)
     np.testing.assert_allclose(
         small.apply(small.variables, x), solve(params, x), rtol=1e-5
     )
@@ -203,7 +199,7 @@ def test_strict_names_primitive_line_and_parameters() -> None:
         return jnp.linalg.cholesky(x @ params["a"])
 
     params = {"a": jnp.eye(4)}
-    small = sslx.compact(fn, params, jnp.eye(4))
+    small = sslx.compact(fn)(params, jnp.eye(4))
     (held,) = small.held_back
     assert held.primitive == "cholesky"
     assert held.paths == ("a",)
@@ -212,7 +208,7 @@ def test_strict_names_primitive_line_and_parameters() -> None:
     with pytest.raises(
         ValueError, match=r"cholesky at .*test_compact.py.* holds back a"
     ):
-        sslx.compact(fn, params, jnp.eye(4), strict=True)
+        sslx.compact(fn, strict=True)(params, jnp.eye(4))
 
 
 def test_a_call_that_needs_removed_slices_is_refused() -> None:
@@ -221,7 +217,7 @@ def test_a_call_that_needs_removed_slices_is_refused() -> None:
         return h[:, :2] if not both else h
 
     params = {"a": jnp.ones((3, 4))}
-    small = sslx.compact(fn, params, jnp.ones((2, 3)))
+    small = sslx.compact(fn)(params, jnp.ones((2, 3)))
     assert small.variables["a"].shape == (3, 2)
     with pytest.raises(ValueError, match=r"  a: .*removed slices .* needed"):
         small.apply(small.variables, jnp.ones((2, 3)), both=True)
@@ -229,7 +225,7 @@ def test_a_call_that_needs_removed_slices_is_refused() -> None:
 
 def test_summary_counts_before_and_after() -> None:
     model, variables, x = make("lenet", 0.5)
-    small = sslx.compact(model.apply, variables, x)
+    small = sslx.compact(model.apply)(variables, x)
     rows = small.rows()
     assert [r["layer"].split("/")[-2] for r in rows] == [
         "conv1",
@@ -256,7 +252,7 @@ def test_random_numbers_inside_the_function() -> None:
     variables = model.init(jax.random.key(0), x)
     kernel = variables["params"]["Dense_0"]["kernel"]
     variables["params"]["Dense_0"]["kernel"] = kernel.at[:, [1, 5]].set(0)
-    small = sslx.compact(model.apply, variables, x)
+    small = sslx.compact(model.apply)(variables, x)
     rngs = {"dropout": jax.random.key(3)}
     want = model.apply(variables, x, deterministic=False, rngs=rngs)
     got = small.apply(small.variables, x, deterministic=False, rngs=rngs)
@@ -266,7 +262,7 @@ def test_random_numbers_inside_the_function() -> None:
 
 def test_transformations_of_the_reduced_function() -> None:
     model, variables, x = make("lenet", 0.5)
-    small = sslx.compact(model.apply, variables, x)
+    small = sslx.compact(model.apply)(variables, x)
     want = model.apply(variables, x)
     apply, v = small.apply, small.variables
     one = lambda image: apply(v, image[None])[0]
@@ -319,7 +315,7 @@ def test_what_stands_between_two_products_is_exact_and_shrinks(name: str, x64) -
     params = {k: jnp.asarray(v) for k, v in params.items()}
     x = jnp.asarray(rng.normal(size=(5, 4)))
     net = lambda p, x: inner(x @ p["a"]) @ p["b"]
-    small = sslx.compact(net, params, x)
+    small = sslx.compact(net)(params, x)
     assert relative_error(small.apply(small.variables, x), net(params, x)) < 1e-12
     assert not small.held_back
     assert small.variables["a"].shape[1] == 5
@@ -331,5 +327,5 @@ def test_numpy_arrays_of_double_precision_are_taken_as_jax_takes_them() -> None:
     params = {"a": rng.normal(size=(4, 6)), "b": rng.normal(size=(6, 3))}
     params["a"][:, 1] = 0
     x = rng.normal(size=(5, 4))
-    small = sslx.compact(net, params, x)
+    small = sslx.compact(net)(params, x)
     assert relative_error(small.apply(small.variables, x), net(params, x)) < 1e-6

@@ -44,7 +44,7 @@ def distance(a, b):
 def test_statistics_of_constant_channels_are_recalibrated(constants):
     dense, x = trained()
     net = Net()
-    small = sslx.compact(net.apply, dense, x, constants=constants)
+    small = sslx.compact(net.apply, constants=constants)(dense, x)
     compact = small.variables
 
     @jax.jit
@@ -64,7 +64,7 @@ def test_statistics_of_constant_channels_are_recalibrated(constants):
 def test_a_compact_network_trains_as_the_dense_one_with_frozen_zeros(constants):
     dense, x = trained()
     net, y = Net(), jnp.eye(8, 3)
-    small = sslx.compact(net.apply, dense, x, constants=constants)
+    small = sslx.compact(net.apply, constants=constants)(dense, x)
     groups = sslx.groups(dense["params"], {"Conv_0/kernel": sslx.FILTER})
     few = sslx.groups(small.variables["params"], {"Conv_0/kernel": sslx.FILTER})
 
@@ -122,7 +122,7 @@ def token_params(width=16):
 
 def test_a_class_token_costs_nothing():
     p, x = token_params()
-    small = sslx.compact(token_net, p, x)
+    small = sslx.compact(token_net)(p, x)
     before = sslx.measure.cost(token_net, p, x)
     assert sslx.measure.cost(small.apply, small.variables, x).macs == before.macs
 
@@ -130,10 +130,10 @@ def test_a_class_token_costs_nothing():
 @pytest.mark.parametrize("alignment", ["auto", "align", "scatter"])
 def test_the_width_around_a_class_token_shrinks(alignment):
     p, x = token_params()
-    units = sslx.units(token_net, p, x)
+    units = sslx.units(token_net)(p, x)
     name = next(c.name for c in units.classes if "embed" in str(c.members))
     p = sslx.scale(units, p, {name: np.arange(16) % 2})
-    small = sslx.compact(token_net, p, x, alignment=alignment)
+    small = sslx.compact(token_net, alignment=alignment)(p, x)
     assert small.variables["token"].shape == (1, 1, 8)
     assert small.variables["embed"].shape == (3, 8)
     np.testing.assert_allclose(
@@ -153,7 +153,7 @@ def test_constant_channels_never_cost_more_than_the_dense_network(rows):
     def net(p, x):
         return jnp.tanh(jnp.tanh(x @ p["a"] + p["b"][None]) @ p["c"]) @ p["d"]
 
-    small = sslx.compact(net, p, x)
+    small = sslx.compact(net)(p, x)
     assert small.variables["a"].shape == (5, 23)
     dense = sslx.measure.cost(net, p, x).macs
     compact = sslx.measure.cost(small.apply, small.variables, x).macs

@@ -159,7 +159,7 @@ def test_compact_and_tuned_functions_do_what_the_dense_one_does(name: str) -> No
     params = parameters()
     want = logged(jax.jit(net), params, x)
     LOG.clear()
-    small = sslx.compact(net, params, x)
+    small = sslx.compact(net)(params, x)
     tuned = sslx.tune(net, params, x)
     jax.effects_barrier()
     assert not LOG
@@ -172,17 +172,17 @@ def test_derivatives_call_back_as_often_as_those_of_the_dense_function() -> None
     for between in (clipped, doubled, remat):
         loss = lambda p, x, f=between: (f(x @ p["a"]) @ p["c"]).sum()
         params = parameters()
-        small = sslx.compact(loss, params, x)
+        small = sslx.compact(loss)(params, x)
         want = logged(jax.jit(jax.grad(loss)), params, x)
         assert logged(jax.jit(jax.grad(small.apply)), small.variables, x) == want
 
 
 def test_units_count_what_a_callback_sees_as_read() -> None:
     net = lambda p, x: clipped(x @ p["a"]) @ p["c"]
-    assert not sslx.units(net, parameters(), jnp.ones((2, 4))).classes
+    assert not sslx.units(net)(parameters(), jnp.ones((2, 4))).classes
 
 
 def test_an_effect_in_a_custom_derivative_is_reported() -> None:
     net = lambda p, x: clipped(x @ p["a"]) @ p["c"]
-    (held,) = sslx.compact(net, parameters(), jnp.ones((2, 4))).held_back
+    (held,) = sslx.compact(net)(parameters(), jnp.ones((2, 4))).held_back
     assert "custom_vjp_call" in str(held) and "it has effects" in str(held)

@@ -30,7 +30,7 @@ def small_net():
     p = {"w": r.normal(size=(8, 6)), "b": r.normal(size=6), "v": r.normal(size=(6, 3))}
     p = {k: jnp.asarray(x, jnp.float32) for k, x in p.items()}
     p["w"], p["b"] = p["w"].at[:, 2:4].set(0), p["b"].at[2:4].set(0)
-    return sslx.compact(net, p, jnp.ones((2, 8)))
+    return sslx.compact(net)(p, jnp.ones((2, 8)))
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_any_damage_to_a_saved_network_is_refused_and_named(saved, copy):
 def test_files_of_two_networks_are_not_mixed(copy, tmp_path):
     small = small_net()
     other = jax.tree.map(lambda x: x + 1, small.variables)
-    sslx.save(tmp_path / "other", sslx.compact(net, other, jnp.ones((2, 8))))
+    sslx.save(tmp_path / "other", sslx.compact(net)(other, jnp.ones((2, 8))))
     shutil.rmtree(copy / "arrays")
     shutil.copytree(tmp_path / "other" / "arrays", copy / "arrays")
     with pytest.raises(ValueError, match=r"copy/arrays/.* is damaged"):
@@ -159,7 +159,7 @@ def test_plain_containers_come_back_as_they_were_and_others_ask_for_like(tmp_pat
         values = jax.tree.leaves(list(p["ordered"].values()))
         return x @ p["in/out"][0] @ p["in/out"][1][0] @ values[0]
 
-    small = sslx.compact(fn, tree, x)
+    small = sslx.compact(fn)(tree, x)
     sslx.save(tmp_path / "plain", small)
     loaded = sslx.load(tmp_path / "plain", fn)
     assert jax.tree.structure(loaded.variables) == jax.tree.structure(tree)
@@ -169,7 +169,7 @@ def test_plain_containers_come_back_as_they_were_and_others_ask_for_like(tmp_pat
     for foreign in (Pair(w, w), {"a": Pair(w, w)}, {("a", 1): w}):
         fn = lambda p, x: x @ jax.tree.leaves(p)[0]
         place = tmp_path / str(len(list(tmp_path.iterdir())))
-        sslx.save(place, sslx.compact(fn, foreign, x))
+        sslx.save(place, sslx.compact(fn)(foreign, x))
         with pytest.raises(ValueError, match=rf"{place.name}: its variables .* like="):
             sslx.load(place, fn)
         loaded = sslx.load(place, fn, like=foreign)
@@ -184,7 +184,7 @@ def test_every_type_comes_back_to_the_bit(dtype, tmp_path):
     fn = lambda p, x: (
         x @ jnp.real(p["w"]).astype(jnp.float32) + jax.random.normal(p["k"])
     )
-    small = sslx.compact(fn, {"w": w, "k": jax.random.key(1)}, jnp.ones((1, 3)))
+    small = sslx.compact(fn)({"w": w, "k": jax.random.key(1)}, jnp.ones((1, 3)))
     sslx.save(tmp_path / "net", small)
     loaded = sslx.load(tmp_path / "net", fn).variables
     assert loaded["w"].dtype == dtype
@@ -194,7 +194,7 @@ def test_every_type_comes_back_to_the_bit(dtype, tmp_path):
 
 def test_double_precision_is_not_cut_short_in_silence(x64, tmp_path):
     fn = lambda p, x: x @ p["w"]
-    small = sslx.compact(fn, {"w": jnp.ones((3, 2))}, jnp.ones((1, 3)))
+    small = sslx.compact(fn)({"w": jnp.ones((3, 2))}, jnp.ones((1, 3)))
     sslx.save(tmp_path / "net", small)
     assert sslx.load(tmp_path / "net", fn).variables["w"].dtype == "float64"
     with jax.enable_x64(False), pytest.raises(ValueError, match="set jax_enable_x64"):
@@ -203,7 +203,7 @@ def test_double_precision_is_not_cut_short_in_silence(x64, tmp_path):
 
 def test_a_network_of_which_nothing_is_left_is_saved_too(tmp_path):
     fn = lambda p, x: x @ p["w"] * 0 + 1
-    small = sslx.compact(fn, {"w": jnp.zeros((3, 2))}, jnp.ones((1, 3)))
+    small = sslx.compact(fn)({"w": jnp.zeros((3, 2))}, jnp.ones((1, 3)))
     sslx.save(tmp_path / "net", small)
     assert bits(sslx.load(tmp_path / "net", fn)) == bits(small)
 
@@ -219,7 +219,7 @@ root, numbers = pathlib.Path(sys.argv[1]), map(int, sys.argv[2:])
 fn = lambda p, x: x @ p["w"]
 
 def save(place, number=0):
-    small = sslx.compact(fn, {{"w": jnp.ones((3, 4))}}, jnp.ones((2, 3)))
+    small = sslx.compact(fn)({{"w": jnp.ones((3, 4))}}, jnp.ones((2, 3)))
     if number:
         kills.arm(place, kills.nth(number))
     try:

@@ -200,7 +200,7 @@ def test_the_small_function_is_the_large_one(name: str, alignment, x64) -> None:
     form = FORMS[name]
     params = {k: jnp.asarray(v) for k, v in form.params.items()}
     x = jnp.asarray(np.random.default_rng(1).normal(size=(5, 4)))
-    small = sslx.compact(form.fn, params, x, alignment=alignment)
+    small = sslx.compact(form.fn, alignment=alignment)(params, x)
     large, reduced = jax.jit(form.fn), jax.jit(small.apply)
     slopes = jax.jit(jax.grad(lambda p, x: total(form.fn(p, x))))
     slopes_reduced = jax.jit(jax.grad(lambda p, x: total(small.apply(p, x))))
@@ -237,7 +237,7 @@ def test_constant_channels_that_enter_a_body(name: str, alignment, x64) -> None:
     v = {"w": jnp.ones((1, 2)).at[:, 0].set(0), "b": jnp.array([[3.0, 4.0]])}
     x = jnp.array([[1.0], [2.0]])
     net = lambda v, x: read(jnp.exp(x @ v["w"] + v["b"]))
-    small = sslx.compact(net, v, x, alignment=alignment)
+    small = sslx.compact(net, alignment=alignment)(v, x)
     close(small.apply(small.variables, x), net(v, x))
 
 
@@ -257,7 +257,7 @@ def test_zeros_that_stay_say_why() -> None:
         )
         return y @ v["u"]
 
-    small = sslx.compact(grouped, {"w": w, "u": random(16, 3)}, jnp.ones((1, 5, 5, 16)))
+    small = sslx.compact(grouped)({"w": w, "u": random(16, 3)}, jnp.ones((1, 5, 5, 16)))
     (kept,) = small.kept_zeros
     assert (kept.path, kept.axis) == ("w", 3)
     assert (kept.count, kept.primitive) == (4, "conv_general_dilated")
@@ -265,10 +265,10 @@ def test_zeros_that_stay_say_why() -> None:
 
     v = {"w": jnp.ones((4, 5)).at[:, :2].set(0)}
     x = jnp.ones((2, 4))
-    small = sslx.compact(lambda v, x: x @ v["w"], v, x, alignment="align")
+    small = sslx.compact(lambda v, x: x @ v["w"], alignment="align")(v, x)
     assert small.variables["w"].shape == (4, 5)
     assert "with what the function returns" in small.summary()
-    small = sslx.compact(lambda v, x: x @ v["w"], v, x, alignment="scatter")
+    small = sslx.compact(lambda v, x: x @ v["w"], alignment="scatter")(v, x)
     assert (small.variables["w"].shape, small.kept_zeros) == ((4, 3), ())
 
 
@@ -282,10 +282,10 @@ def test_experts_of_a_ragged_product(x64) -> None:
     p = {k: jnp.asarray(v) for k, v in p.items()}
     p["up"] = p["up"].at[..., 2].set(0)
     x, sizes = jnp.asarray(random(7, 4)), jnp.array([2, 4, 1])
-    small = sslx.compact(net, p, x, sizes)
+    small = sslx.compact(net)(p, x, sizes)
     close(small.apply(small.variables, x, sizes), net(p, x, sizes))
     assert small.variables["up"].shape == (3, 5, 6)
-    small = sslx.compact(lambda *a: net(*a)[0], p, x, sizes)
+    small = sslx.compact(lambda *a: net(*a)[0])(p, x, sizes)
     assert small.variables["up"].shape == (3, 5, 5)
 
 
@@ -297,7 +297,7 @@ def test_prints_and_checks_stay(capfd) -> None:
 
     p = {"a": jnp.asarray(A * DEAD), "c": jnp.asarray(C)}
     x = jnp.ones((5, 4))
-    small = sslx.compact(net, p, x)
+    small = sslx.compact(net)(p, x)
     small.apply(small.variables, x)
     jax.effects_barrier()
     assert "mean" in capfd.readouterr().out
@@ -316,7 +316,7 @@ w["a"][:, 1::4] = 0
 net = lambda p, x: jax.nn.relu(x @ p["a"]) @ p["c"]
 x = rng.normal(size=(8, 4)).astype(np.float32)
 wide = {"a": put(w["a"], None, "b"), "c": put(w["c"], "b", None)}
-small = sslx.compact(net, wide, put(x, "a", None))
+small = sslx.compact(net)(wide, put(x, "a", None))
 assert small.variables["a"].shape == (4, 12)
 specs = {"a": (None, "b"), "c": ("b", None)}
 narrow = {k: put(v, *specs[k]) for k, v in small.variables.items()}
@@ -345,7 +345,7 @@ def test_keys_of_random_numbers_may_be_constants_parameters_and_arguments() -> N
     v = {"w": w, "k": key, "n": jnp.uint32(3), "u": jnp.ones((3, 3))}
     x = jnp.ones((2, 4))
     for form in (fn, jax.checkpoint(fn)):
-        small = sslx.compact(form, v, x, key)
+        small = sslx.compact(form)(v, x, key)
         got = jax.jit(small.apply)(small.variables, x, key)
         np.testing.assert_allclose(got, fn(v, x, key), rtol=1e-6)
         assert small.variables["w"].shape == (4, 2)
@@ -362,6 +362,6 @@ def test_a_derivative_that_reads_what_the_function_does_not_says_so() -> None:
     params = {"a": jnp.asarray(A), "c": jnp.asarray(C[:4])}
     net = lambda p, x: half(x @ p["a"]) @ p["c"]
     x = jnp.ones((5, 4))
-    small = sslx.compact(net, params, x)
+    small = sslx.compact(net)(params, x)
     with pytest.raises(ValueError, match="derivative rule of this custom_vjp_call"):
         jax.grad(lambda p: small.apply(p, x).sum())(small.variables)

@@ -17,7 +17,7 @@ def check(seed: int, alignment: str = "auto", constants: str = "fold") -> None:
 def check_network(net, seed: int, alignment: str, constants: str) -> None:
     x = jax.random.normal(jax.random.key(seed), net.image, jnp.float64)
     params = net.params
-    small = sslx.compact(net.apply, params, x, alignment=alignment, constants=constants)
+    small = sslx.compact(net.apply, alignment=alignment, constants=constants)(params, x)
     fn, apply = jax.jit(net.apply), jax.jit(small.apply)
     dense = fn(params, x)
     close(apply(small.variables, x), dense, net)
@@ -30,8 +30,8 @@ def check_network(net, seed: int, alignment: str, constants: str) -> None:
 
 
 def check_idempotent(net, small, x, alignment: str, constants: str) -> None:
-    twice = sslx.compact(
-        small.apply, small.variables, x, alignment=alignment, constants=constants
+    twice = sslx.compact(small.apply, alignment=alignment, constants=constants)(
+        small.variables, x
     )
     left = {p: leaf.kept for p, leaf in twice.plan.leaves.items()}
     assert all(k is None for kept in left.values() for k in kept), net.description
@@ -64,7 +64,7 @@ def check_tiny(seed: int) -> None:
     x = jax.random.normal(jax.random.key(seed), net.image, jnp.float64)
     options = {"alignment": alignment, "constants": constants}
     with jax.numpy_rank_promotion("allow"):
-        small = sslx.compact(net.apply, net.params, x, **options)
+        small = sslx.compact(net.apply, **options)(net.params, x)
         fn = jax.jit(net.apply)
         dense = fn(net.params, x)
         close(jax.jit(small.apply)(small.variables, x), dense, net)

@@ -45,7 +45,7 @@ def concatenated(fn, variables, x) -> list[int]:
 def test_compact_networks_compute_the_same_with_less(name: str, x64) -> None:
     model = NARROW[name]
     variables, x = sparse(model, 0.4)
-    small = sslx.compact(model.apply, variables, x)
+    small = sslx.compact(model.apply)(variables, x)
     want = jax.jit(model.apply)(variables, x)
     got = jax.jit(small.apply)(small.variables, x)
     assert relative_error(got, want) < 1e-11
@@ -60,7 +60,7 @@ def test_compact_networks_compute_the_same_with_less(name: str, x64) -> None:
 def test_compact_networks_of_full_size_compute_the_same(name: str) -> None:
     model = models.create(name)
     variables, x = sparse(model, 0.4, np.float32, size=32)
-    small = sslx.compact(model.apply, variables, x)
+    small = sslx.compact(model.apply)(variables, x)
     want = jax.jit(model.apply)(variables, x)
     got = jax.jit(small.apply)(small.variables, x)
     assert relative_error(got, want) < 1e-5
@@ -75,7 +75,7 @@ def test_concatenations_shrink_to_the_channels_that_live(x64) -> None:
         layer, *inner = path.split("/")
         leaf = params[layer][inner[0]] if inner else params[layer]
         leaf["kernel"] = leaf["kernel"].at[..., :count].set(0)
-    small = sslx.compact(model.apply, variables, x)
+    small = sslx.compact(model.apply)(variables, x)
     want = jax.jit(model.apply)(variables, x)
     got = jax.jit(small.apply)(small.variables, x)
     assert relative_error(got, want) < 1e-12
@@ -104,7 +104,7 @@ def test_a_channel_that_no_layer_reads_leaves_the_concatenations(reader, x64) ->
         inner = "conv" if name == "transition1" else "conv1"
         kernel = params[name][inner]["kernel"]
         params[name][inner]["kernel"] = kernel.at[:, :, 5].set(0)
-    small = sslx.compact(model.apply, variables, x)
+    small = sslx.compact(model.apply)(variables, x)
     want = jax.jit(model.apply)(variables, x)
     got = jax.jit(small.apply)(small.variables, x)
     assert relative_error(got, want) < 1e-12

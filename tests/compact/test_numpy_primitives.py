@@ -116,7 +116,7 @@ def test_folding_constants_compiles_nothing(caplog) -> None:
         )
 
     x = jax.random.normal(jax.random.key(1), (2, 9, 7, 3))
-    small = sslx.compact(fn, params, x)
+    small = sslx.compact(fn)(params, x)
     assert small.variables["first"].shape == (3, 3, 3, 4)
     assert small.folded == {"bias": 4, "second": 3 * 3 * 4 * 5}
     jax.clear_caches()

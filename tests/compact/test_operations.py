@@ -28,7 +28,7 @@ def fault(made: Program, seed: int, settings: list[tuple[str, str]]) -> str | No
     for alignment, constants in settings:
         options = {"alignment": alignment, "constants": constants}
         try:
-            small[alignment, constants] = sslx.compact(made.apply, params, x, **options)
+            small[alignment, constants] = sslx.compact(made.apply, **options)(params, x)
         except Exception as error:
             return f"{alignment} {constants}: compact raises {error!r:.300}"
 
@@ -61,7 +61,7 @@ def again(small: sslx.Compact, x: jax.Array, alignment: str, constants: str) -> 
         return ""
     options = {"alignment": alignment, "constants": constants}
     try:
-        twice = sslx.compact(small.apply, small.variables, x, **options)
+        twice = sslx.compact(small.apply, **options)(small.variables, x)
     except Exception as error:
         return f"{alignment} {constants}: compacting again raises {error!r:.300}"
     left = [p for p, n in twice.plan.leaves.items() if n.small_shape != n.shape]
@@ -101,6 +101,6 @@ def test_compaction_of_operations_is_exact_on_many(start: int, x64) -> None:
 def test_leaves_of_which_nothing_is_left_come_back_at_full_size() -> None:
     fn = lambda p, x: x @ p["a"] @ p["b"] + 1
     params = {"a": jnp.zeros((5, 4)), "b": jnp.ones((4, 3))}
-    small = sslx.compact(fn, params, jnp.ones((2, 5)))
+    small = sslx.compact(fn)(params, jnp.ones((2, 5)))
     assert jax.tree.map(jnp.shape, small.variables) == {"a": (0, 0), "b": (0, 0)}
     assert jax.tree.map(jnp.shape, small.expand()) == {"a": (5, 4), "b": (4, 3)}

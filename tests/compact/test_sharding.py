@@ -15,7 +15,7 @@ p = {"a": random(4, 16).at[:, jnp.array([1, 5, 6])].set(0), "b": random(16),
      "c": random(16, 4)}
 x = random(8, 4)
 net = lambda p, x: jax.nn.relu(x @ p["a"] + p["b"]) @ p["c"]
-small = sslx.compact(net, p, x)
+small = sslx.compact(net)(p, x)
 tuned = sslx.tune(net, p, x)
 want, v = net(p, x), small.variables
 loss = lambda v, x: (small.apply(v, x) ** 2).mean()
@@ -43,7 +43,7 @@ with jax.set_mesh(explicit):
     gathered = lambda p, x: jnp.einsum(
         "bi,io->bo", jax.nn.relu(x @ p["a"] + p["b"]), p["c"], out_sharding=P()
     )
-    cut = sslx.compact(gathered, ps, x)
+    cut = sslx.compact(gathered)(ps, x)
     assert cut.variables["a"].shape == v["a"].shape
     close(jax.jit(cut.apply)(cut.variables, x), want)
 
@@ -59,7 +59,7 @@ def placed(p, x):
     return jax.jit(first, out_shardings=columns)(x) @ p["c"]
 
 for fn in (constrained, placed):
-    s = sslx.compact(fn, p, x)
+    s = sslx.compact(fn)(p, x)
     close(jax.jit(s.apply)(s.variables, x), want)
 
 # What runs on every device is kept whole, with the reason.
@@ -68,7 +68,7 @@ def within(p, x):
     specs = (P(), P(None, "m"), P("m", None))
     return jax.shard_map(f, mesh=auto, in_specs=specs, out_specs=P())(x, p["a"], p["c"])
 
-s = sslx.compact(within, p, x)
+s = sslx.compact(within)(p, x)
 close(jax.jit(s.apply)(s.variables, x), jax.jit(within)(p, x))
 assert s.held_back[0].primitive == "shard_map"
 assert s.variables["a"].shape == (4, 16)

@@ -30,7 +30,7 @@ def test_an_output_with_the_place_and_shape_of_a_variable_comes_back_whole() -> 
         h = jax.nn.relu(x @ p[0])
         return h, h @ p[1]
 
-    small = sslx.compact(net, [WIDE, OUT], X)
+    small = sslx.compact(net)([WIDE, OUT], X)
     close(small.apply(small.variables, X), net([WIDE, OUT], X))
 
 
@@ -40,7 +40,7 @@ def test_an_output_with_the_name_and_shape_of_a_variable_comes_back_whole() -> N
         return {"hidden": h, "logits": h @ p["out"]}
 
     params = {"hidden": WIDE, "out": OUT}
-    small = sslx.compact(net, params, X)
+    small = sslx.compact(net)(params, X)
     close(small.apply(small.variables, X), net(params, X))
 
 
@@ -56,7 +56,7 @@ def averaging() -> dict[str, jax.Array]:
 
 @pytest.mark.parametrize("state", ["^mean$", ["mean"]])
 def test_named_state_comes_back_reduced_and_goes_in_again(state: Any) -> None:
-    small = sslx.compact(averaged, averaging(), X, state=state)
+    small = sslx.compact(averaged, state=state)(averaging(), X)
     assert small.variables["mean"].shape == (6,)
     now, dense = small.variables, averaging()
     for _ in range(3):
@@ -68,20 +68,20 @@ def test_named_state_comes_back_reduced_and_goes_in_again(state: Any) -> None:
 
 
 def test_state_that_was_not_named_comes_back_whole_and_the_error_says_how() -> None:
-    small = sslx.compact(lambda v, x: averaged(v, x)[0], averaging(), X)
+    small = sslx.compact(lambda v, x: averaged(v, x)[0])(averaging(), X)
     wide = {**small.variables, "mean": averaging()["mean"]}
     with pytest.raises(ValueError, match=r"name it as state: .*state=\['mean'\]"):
         small.apply(wide, X)
 
 
 def test_units_of_a_function_that_returns_its_state() -> None:
-    assert not sslx.units(averaged, averaging(), X).classes
-    (found,) = sslx.units(averaged, averaging(), X, state="mean").classes
+    assert not sslx.units(averaged)(averaging(), X).classes
+    (found,) = sslx.units(averaged, state="mean")(averaging(), X).classes
     assert {m.path for m in found.members} == {"w", "out", "mean"}
 
 
 def test_state_is_kept_in_the_file(tmp_path: Any) -> None:
-    small = sslx.compact(averaged, averaging(), X, state="mean")
+    small = sslx.compact(averaged, state="mean")(averaging(), X)
     sslx.save(tmp_path / "small", small)
     loaded = sslx.load(tmp_path / "small", averaged)
     assert loaded.state == small.state == ("mean",)
@@ -102,8 +102,8 @@ def test_collections_that_linen_calls_mutable_are_state(mutable: Any) -> None:
     variables = Norm().init(jax.random.key(0), X)
     kernel = variables["params"]["Dense_0"]["kernel"].at[:, 2].set(0)
     variables["params"]["Dense_0"]["kernel"] = kernel
-    small = sslx.compact(Norm().apply, variables, X, mutable=mutable)
-    bound = sslx.compact(functools.partial(Norm().apply, mutable=mutable), variables, X)
+    small = sslx.compact(Norm().apply)(variables, X, mutable=mutable)
+    bound = sslx.compact(functools.partial(Norm().apply, mutable=mutable))(variables, X)
     assert bound.plan == small.plan
     got, new = small.apply(small.variables, X, mutable=mutable)
     want, wide = Norm().apply(variables, X, mutable=mutable)

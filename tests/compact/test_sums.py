@@ -69,7 +69,7 @@ SUMS = {
 
 def check(net, alignment, constants):
     p, x = variables()
-    small = sslx.compact(net, p, x, alignment=alignment, constants=constants)
+    small = sslx.compact(net, alignment=alignment, constants=constants)(p, x)
     want = net(p, x)
     np.testing.assert_allclose(small.apply(small.variables, x), want, 1e-11, 1e-12)
     np.testing.assert_allclose(net(small.expand(), x), want, 1e-11, 1e-12)
@@ -121,7 +121,7 @@ def test_many_equal_terms_are_counted_in_full_precision(dtype):
         h = x @ p["w"]
         return (h + jnp.asarray(1e-3, dtype)).sum(-1)
 
-    small = sslx.compact(net, p, x)
+    small = sslx.compact(net)(p, x)
     assert small.variables["w"].shape == (2, 3)
     want = 70_000e-3 + 7e-3
     np.testing.assert_allclose(

@@ -47,15 +47,15 @@ def check_law(
     fn: Any, params: Any, x: Any, seed: int, settings: Any = (("align", "fold"),)
 ) -> sslx.Groups:
     """Compaction removes just the zeroed units, or says what it keeps of them."""
-    units = sslx.units(fn, params, x)
+    units = sslx.units(fn)(params, x)
     factors = some_units(units, seed)
     zeroed = sslx.scale(units, params, factors)
     dense = jax.jit(fn, compiler_options=QUICK)(zeroed, x)
     scale = float(jnp.abs(dense).max()) + 1e-30
     for alignment, constants in settings:
         options = {"alignment": alignment, "constants": constants}
-        small = sslx.compact(fn, zeroed, x, **options)
-        want = kept(sslx.compact(fn, params, x, **options).plan)
+        small = sslx.compact(fn, **options)(zeroed, x)
+        want = kept(sslx.compact(fn, **options)(params, x).plan)
         for c in units.classes:
             for m in c.members:
                 ids = np.arange(c.count) if m.ids is None else np.asarray(m.ids)
@@ -208,7 +208,7 @@ def test_a_part_of_a_unit_leaves_no_consistent_program(seed: int) -> None:
     rng = np.random.default_rng(seed)
     params = {k: jnp.asarray(rng.normal(size=s)) for k, s in sizes.items()}
     x = jnp.ones((4, 3))
-    units = sslx.units(fn, params, x)
+    units = sslx.units(fn)(params, x)
     assert {c.count for c in units.classes} == {6, 5}
     for c in units.classes:
         without = {(m.path, m.kept[0]) for m in c.members}
@@ -313,12 +313,12 @@ def test_pins_stay_whole() -> None:
     sizes = {"a": (2, 5), "b": (5, 4), "c": (4, 3)}
     params = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in sizes.items()}
     x = jax.ShapeDtypeStruct((7, 2), jnp.float32)
-    assert sslx.units(fn, params, x).names == ("a[1]", "b[1]")
-    pinned = sslx.units(fn, params, x, pin=["^a$"])
+    assert sslx.units(fn)(params, x).names == ("a[1]", "b[1]")
+    pinned = sslx.units(fn, pin=["^a$"])(params, x)
     assert pinned.names == ("b[1]",)
     assert "kept whole by a pin: a[0], a[1], b[0]" in pinned.describe()
     with pytest.raises(ValueError, match="found in no leaf"):
-        sslx.units(fn, params, x, pin=["conv"])
+        sslx.units(fn, pin=["conv"])(params, x)
 
 
 def test_group_operations_take_units() -> None:
@@ -326,7 +326,7 @@ def test_group_operations_take_units() -> None:
     sizes = {"a": (2, 5), "b": (1, 5), "c": (5, 3)}
     rng = np.random.default_rng(0)
     params = {k: jnp.asarray(rng.normal(size=s)) for k, s in sizes.items()}
-    units = sslx.units(fn, params, jnp.ones((7, 2)))
+    units = sslx.units(fn)(params, jnp.ones((7, 2)))
     (norms,) = sslx.norms(units, params).values()
     parts = [params["a"] ** 2, params["b"] ** 2, params["c"].T ** 2]
     np.testing.assert_allclose(norms, jnp.sqrt(sum(p.sum(0) for p in parts)), rtol=1e-6)

@@ -241,7 +241,7 @@ def test_half_of_every_family_goes_and_inner_ones_spare_the_stream() -> None:
     found = bench_networks.thinned(network, ("inner", "all"))
     x = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
     shapes = {
-        width: jax.tree.map(jnp.shape, sslx.compact(network.apply, zeros, x).variables)
+        width: jax.tree.map(jnp.shape, sslx.compact(network.apply)(zeros, x).variables)
         for width, zeros in found.items()
     }
     inner, every = shapes["inner"]["params"], shapes["all"]["params"]
@@ -257,7 +257,7 @@ def test_depthwise_families_are_inner(monkeypatch: pytest.MonkeyPatch) -> None:
     network = bench_networks.create("mobilenet")
     zeros = bench_networks.thinned(network, ("inner",))["inner"]
     x = jnp.ones((2, 8, 8, 3))
-    small = sslx.compact(network.apply, zeros, x)
+    small = sslx.compact(network.apply)(zeros, x)
     params = small.variables["params"]
     assert params["stage2_2"]["depth"]["kernel"].shape == (3, 3, 1, 8)
     assert params["stage2_2"]["project"]["kernel"].shape == (1, 1, 8, 8)
@@ -356,7 +356,7 @@ def test_torch_networks_are_the_same_ones(name: str) -> None:
     assert made["before"]["parameters"] == sum(map(jnp.size, params))
     x = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
     zeros = bench_networks.thinned(network, ("all",))["all"]
-    small = sslx.compact(network.apply, zeros, x)
+    small = sslx.compact(network.apply)(zeros, x)
     kernels = jax.tree.leaves(small.variables["params"])
     assert made["after"]["parameters"] == sum(map(jnp.size, kernels))
 

@@ -31,7 +31,7 @@ def compacted(dead):
     alive = {f"{path}/kernel": np.zeros(()) for path in dead}
     zeroed = {**variables, "params": sslx.scale(groups, variables["params"], alive)}
     x = jnp.asarray(rng.normal(size=(2, 32, 32, 3)), jnp.float32)
-    small = sslx.compact(model.apply, zeroed, x)
+    small = sslx.compact(model.apply)(zeroed, x)
     wanted = jax.jit(model.apply)(zeroed, x)
     got = jax.jit(small.apply)(small.variables, x)
     np.testing.assert_allclose(got, wanted, atol=1e-5 * float(jnp.abs(wanted).max()))

@@ -100,7 +100,7 @@ def test_blocks_of_filters_shrink_the_network(few, trained):
     )
     context = make(few, trained, config, "stage-blocks")
     assert psp_stages.sparse(context)["group_sparsity"] == 0.5
-    small = sslx.compact(context.model.apply, context.sparse, context.images(1))
+    small = sslx.compact(context.model.apply)(context.sparse, context.images(1))
     shapes = {k: v["kernel"].shape for k, v in small.variables["params"].items()}
     assert shapes["conv1"] == (5, 5, 3, 16) and shapes["conv2"] == (5, 5, 16, 16)
 

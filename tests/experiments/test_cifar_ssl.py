@@ -157,7 +157,7 @@ def test_share_of_zero_groups_is_what_compaction_removes(resnet, structure):
     if structure == "depth":
         assert float(share) == 0
         return
-    small = sslx.compact(model.apply, {**variables, "params": params}, image)
+    small = sslx.compact(model.apply)({**variables, "params": params}, image)
     after = measure.cost(small.apply, small.variables, image)
     assert 1 - after.macs / dense.macs == pytest.approx(float(share), rel=1e-6)
 
@@ -172,7 +172,7 @@ def test_weights_in_two_zero_groups_count_once():
     params = sslx.scale(groups, variables["params"], half)
     macs = sparsity.group_macs(groups, dense)
     share = sparsity.removed_share(groups, sslx.alive(groups, params), macs)
-    small = sslx.compact(model.apply, {**variables, "params": params}, image)
+    small = sslx.compact(model.apply)({**variables, "params": params}, image)
     after = measure.cost(small.apply, small.variables, image)
     assert 1 - after.macs / dense.macs == pytest.approx(float(share), rel=1e-5)
     nothing = {c.name: np.zeros(c.shape, bool) for c in groups.classes}

@@ -27,7 +27,7 @@ def test_a_dead_unit_is_gone_from_every_layer_that_has_it():
     assert sum(macs.values()) == pytest.approx(1)
     half = {c.name: np.arange(c.count) % 2 for c in groups.classes}
     sparse = sslx.scale(groups, variables["params"], half)
-    small = sslx.compact(model.apply, {**variables, "params": sparse}, image)
+    small = sslx.compact(model.apply)({**variables, "params": sparse}, image)
     params = small.variables["params"]
     assert params["conv1"]["kernel"].shape == (7, 7, 3, 8)
     assert params["stage1_1"]["conv2"]["kernel"].shape == (3, 3, 8, 8)

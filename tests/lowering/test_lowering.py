@@ -503,7 +503,7 @@ def test_compact_leaves_out_zero_columns(mode, tmp_path, monkeypatch) -> None:
     with jax.enable_x64(True):
         variables, x = sparse_columns(), jnp.linspace(0, 1, 4 * 5 * 5 * 8)
         x = x.reshape(4, 5, 5, 8)
-        small = sslx.compact(columns_net, variables, x, lowering=mode)
+        small = sslx.compact(columns_net, lowering=mode)(variables, x)
         assert small.tuned is not None and small.variables["first"].shape[2] == 8
         macs = [choice.conv.macs for choice in small.tuned.choices]
         kept = [np.any(variables["first"] != 0, 3), np.any(variables["second"] != 0, 0)]
@@ -527,7 +527,7 @@ def test_compact_leaves_out_zero_columns(mode, tmp_path, monkeypatch) -> None:
 def test_the_rule_gathers_where_most_columns_are_zero() -> None:
     halves = {k: w.astype(jnp.bfloat16) for k, w in sparse_columns().items()}
     x = jnp.ones((4, 5, 5, 8), jnp.bfloat16)
-    small = sslx.compact(columns_net, halves, x, lowering="rule")
+    small = sslx.compact(columns_net, lowering="rule")(halves, x)
     assert small.tuned is not None
     first, second = small.tuned.choices
     assert first.form.kind == "gather_columns" and second.form.kind == "crop"

@@ -56,7 +56,7 @@ def examine(subject: Subject, variant: Variant, **options: Any) -> Outcome:
     """Perturb, zero, compact, and compare."""
     dense = perturbed(subject.variables)
     zeroed = with_zeros(dense, subject.layout, variant)
-    small = sslx.compact(subject.fn, zeroed, *subject.args, **options)
+    small = sslx.compact(subject.fn, **options)(zeroed, *subject.args)
     full = jax.jit(subject.fn, compiler_options=_QUICK)
     reduced = jax.jit(small.apply, compiler_options=_QUICK)
     want = full(zeroed, *subject.args)
@@ -76,11 +76,11 @@ def units_of(subject: Subject, alignment: str = "align") -> tuple[Outcome, int]:
     is zero and nothing says so, and, negative, slices that go though it is not.
     """
     dense, args = perturbed(subject.variables), subject.args
-    units = sslx.units(subject.fn, dense, *args)
+    units = sslx.units(subject.fn)(dense, *args)
     factors = {c.name: np.arange(c.count) % 2 for c in units.classes}
     zeroed = sslx.scale(units, dense, factors)
-    small = sslx.compact(subject.fn, zeroed, *args, alignment=alignment)
-    before = sslx.compact(subject.fn, dense, *args, alignment=alignment)
+    small = sslx.compact(subject.fn, alignment=alignment)(zeroed, *args)
+    before = sslx.compact(subject.fn, alignment=alignment)(dense, *args)
     full = jax.jit(subject.fn, compiler_options=_QUICK)
     reduced = jax.jit(small.apply, compiler_options=_QUICK)
     want = full(zeroed, *args)

@@ -38,7 +38,7 @@ def exact(net: Net, settings=SETTINGS) -> list[sslx.Compact]:
     """Compact with all settings; each gives what the dense function gives."""
     p, x = jax.tree.map(jnp.asarray, (PARAMS, INPUT))
     small = [
-        sslx.compact(net, p, x, alignment=alignment, constants=constants)
+        sslx.compact(net, alignment=alignment, constants=constants)(p, x)
         for alignment, constants in settings
     ]
     run = lambda rows, p, x: (

@@ -478,7 +478,7 @@ def test_exact_costs_are_met_by_bisection():
 
     def macs(masks):
         calls.append(1)
-        small = sslx.compact(network, scale(every, PARAMS, masks), x)
+        small = sslx.compact(network)(scale(every, PARAMS, masks), x)
         return measure.cost(small.apply, small.variables, x).macs
 
     choose = lambda d: select.keep(every, norms(every, PARAMS), d)
@@ -607,7 +607,7 @@ def test_masked_leaves_are_left_alone():
 
 def test_what_pruning_leaves_can_be_compacted():
     ((params, _),) = train(select.prune(hidden(), 0.5), PARAMS, 1)
-    small = sslx.compact(network, params, images())
+    small = sslx.compact(network)(params, images())
     assert small.variables["conv1"]["kernel"].shape == (3, 3, 4, 3)
     np.testing.assert_allclose(
         small.apply(small.variables, images()), network(params, images()), atol=1e-5

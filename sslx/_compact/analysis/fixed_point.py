@@ -1,7 +1,7 @@
 """The fixed point of liveness, and the plan that follows from it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,10 @@ from sslx._compact.analysis.widths import Widths, round_up
 from sslx._compact.jaxpr.masks import Masks, either
 from sslx._compact.jaxpr.program import Program, Value
 from sslx._compact.jaxpr.tracing import Traced, whole_leaf
-from sslx._compact.jaxpr.zeros import leaf_zeros
 from sslx._compact.plan import LeafPlan, Plan
+
+Look = Callable[[str, Masks], Masks]
+"""Which slices of a leaf are zero within the product of some regions of its axes."""
 
 _ROUNDS = 100
 """Rounds of analysis, besides two for every equation: a death takes one to pass on."""
@@ -26,10 +28,12 @@ def fixed_point(
     leaves: Mapping[str, Any],
     zeros: dict[str, Masks],
     alignment: Alignment,
-    look: bool,
+    look: Look | None,
     widths: Widths | None = None,
 ) -> dict[str, Masks]:
     """Analyse until nothing new is found dead; returns the zeros used.
+
+    With `look`, slices count as zero that are where nothing reads the rest of them.
 
     After a number of rounds in proportion to the program it stops: what is dead by then
     is dead, and the rest stays.
@@ -44,8 +48,8 @@ def fixed_point(
         _analyse(live, traced.program, zeros)
         unread = live.narrow()
         fresh = {
-            path: _restricted(live, value, leaf, zeros[path]) if look else zeros[path]
-            for (path, leaf), value in zip(leaves.items(), params, strict=True)
+            path: _restricted(live, value, path, zeros[path], look)
+            for path, value in zip(leaves, params, strict=True)
         }
         if unread or any(not _same(fresh[p], zeros[p]) for p in zeros):
             zeros = fresh
@@ -80,15 +84,17 @@ def _same(a: Masks, b: Masks) -> bool:
     return all((x == y).all() for x, y in zip(a, b, strict=True))
 
 
-def _restricted(live: Liveness, value: Value, leaf: Any, old: Masks) -> Masks:
+def _restricted(
+    live: Liveness, value: Value, path: str, old: Masks, look: Look | None
+) -> Masks:
     """Zeros among the slices anything reads; an unread leaf stays as it is."""
     region = _region(live, value)
     if not value.shape or region is None or all(r.all() for r in region):
         return old
-    return [
-        z | (n & r)
-        for z, n, r in zip(old, leaf_zeros(leaf, region), region, strict=True)
-    ]
+    if look is None:
+        return old
+    found = look(path, region)
+    return [z | (n & r) for z, n, r in zip(old, found, region, strict=True)]
 
 
 def _region(live: Liveness, value: Value) -> Masks | None:

@@ -76,7 +76,7 @@ def _require_values(leaves: dict[str, Any]) -> None:
         if isinstance(leaf, jax.ShapeDtypeStruct):
             raise ValueError(
                 f"{path}: got a shape, which says nothing of zeros; fix: give arrays, "
-                "or say which slices are zero, masks={path: {axis: booleans}}"
+                "or say which groups are kept, compact(fn, groups=..., masks=...)"
             )
         if _jax_compat.is_traced(leaf):
             raise ValueError(

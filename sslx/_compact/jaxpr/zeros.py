@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 
 from sslx._calls import on_host
 from sslx._compact.jaxpr.masks import Masks
+from sslx._groups.classes import Groups, Member
 
 
 @functools.partial(jax.jit, static_argnames="axis")
@@ -43,58 +44,124 @@ def leaf_zeros(leaf: Any, regions: Masks | None = None) -> Masks:
     return [~np.asarray(_any_along(nonzero, rows, a)) for a in range(leaf.ndim)]
 
 
-def zeros_of(leaves: Mapping[str, Any]) -> dict[str, Masks]:
-    """Per leaf, per axis, the slices that are zero."""
-    return {path: leaf_zeros(leaf) for path, leaf in leaves.items()}
+class Zeros(NamedTuple):
+    """The slices of leaves that are zero by their values."""
+
+    leaves: Mapping[str, Any]
+
+    def __call__(self, path: str, region: Masks | None = None) -> Masks:
+        """Per axis of a leaf, those within the product of some regions."""
+        return leaf_zeros(self.leaves[path], region)
 
 
-def given_zeros(
-    leaves: Mapping[str, Any], masks: Mapping[str, Mapping[int, Any]]
-) -> dict[str, Masks]:
-    """The same from masks that the user gave.
+class Masked:
+    """The slices of leaves that are zero where groups are not kept.
+
+    A slice counts as zero if one class of groups covers all of it.
 
     Raises:
-      ValueError: if a path or the length of a mask does not fit the leaves.
+      TypeError: `masks` is no mapping, or there are no groups with it.
+      ValueError: a class, a leaf, or the shape or dtype of a mask does not fit.
     """
-    if not isinstance(masks, Mapping):
-        raise TypeError(
-            f"masks: got {type(masks).__name__}, expected {{path: {{axis: booleans}}}}"
-        )
-    errors = [
-        f"  {path}: there is no such leaf; there are {', '.join(leaves)}"
-        for path in masks
-        if path not in leaves
-    ]
-    out = {}
-    for path, leaf in leaves.items():
-        out[path] = [np.zeros(n, bool) for n in leaf.shape or (1,)]
-        rows = masks.get(path, {})
-        if not isinstance(rows, Mapping):
-            errors.append(f"  {path}: got {type(rows).__name__}, expected axis: mask")
-            continue
-        for axis, mask in rows.items():
-            wrong = _misfit(leaf, axis, mask)
+
+    def __init__(
+        self,
+        leaves: Mapping[str, Any],
+        groups: Groups | None,
+        masks: Mapping[str, Any],
+    ):
+        if not isinstance(masks, Mapping):
+            raise TypeError(
+                f"masks: got {type(masks).__name__}, expected {{class of groups: True "
+                "where kept}, such as sslx.select.keep gives"
+            )
+        if masks and groups is None:
+            raise TypeError(
+                "groups: got None, expected with masks the groups that they speak of; "
+                "fix: compact(fn, groups=groups, masks=masks)"
+            )
+        self.leaves = leaves
+        self.parts: dict[str, list[tuple[Member, np.ndarray]]] = {}
+        errors = []
+        for name, mask in masks.items():
+            wrong = _misfit(groups, leaves, name, mask)
             if wrong:
-                errors.append(f"  {path}: {wrong}")
-            else:
-                out[path][axis] = out[path][axis] | np.asarray(mask)
-    if errors:
-        raise ValueError("masks do not fit the variables:\n" + "\n".join(errors))
-    return out
+                errors.append(f"  {name}: {wrong}")
+                continue
+            dead = ~np.asarray(mask).reshape(-1)
+            for member in groups[name].members:
+                self.parts.setdefault(member.path, []).append((member, dead))
+        if errors:
+            raise ValueError("masks do not fit the variables:\n" + "\n".join(errors))
+
+    def __call__(self, path: str, region: Masks | None = None) -> Masks:
+        """Per axis of a leaf, those within the product of some regions."""
+        shape = self.leaves[path].shape
+        regions = region or [np.ones(n, bool) for n in shape]
+        zeros = [np.zeros(n, bool) for n in shape or (1,)]
+        for member, dead in self.parts.get(path, ()):
+            for axis, zero in enumerate(_covered(member, dead, regions)):
+                zeros[axis] |= zero
+        return zeros
 
 
-def _misfit(leaf: Any, axis: Any, mask: Any) -> str:
-    """Why a mask does not say which slices of an axis are zero; empty if it does."""
-    rank = len(leaf.shape)
-    if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
-        return f"axis {axis!r} is no integer"
-    if not -rank <= axis < rank:
-        return f"there is no axis {axis} in the shape {tuple(leaf.shape)}"
+def _misfit(groups: Any, leaves: Mapping[str, Any], name: Any, mask: Any) -> str:
+    """Why a mask does not say which groups of a class are kept; empty if it does."""
+    if name not in groups.names:
+        return f"there is no such class; there are {', '.join(groups.names)}"
+    for member in groups[name].members:
+        leaf = leaves.get(member.path)
+        if leaf is None:
+            return f"there is no leaf {member.path}; there are {', '.join(leaves)}"
+        if leaf.shape != member.shape:
+            return f"{member.path} is {leaf.shape}, groups were made for {member.shape}"
     if isinstance(mask, jax.ShapeDtypeStruct):
-        return f"mask of axis {axis} is a shape, expected booleans (True: zero)"
+        return "the mask is a shape, expected booleans (True: kept)"
     mask = np.asarray(mask)
     if mask.dtype != np.bool_:
-        return f"mask of axis {axis} has dtype {mask.dtype}, expected bool (True: zero)"
-    if mask.shape != (leaf.shape[axis],):
-        return f"mask of axis {axis} has shape {mask.shape}, the leaf {leaf.shape}"
+        return f"the mask has dtype {mask.dtype}, expected bool (True: kept)"
+    if mask.shape != groups[name].shape:
+        return f"the mask has shape {mask.shape}, the class {groups[name].shape}"
     return ""
+
+
+def _covered(member: Member, dead: np.ndarray, regions: Masks) -> Masks:
+    """Per axis of a leaf, the slices all of whose entries in the regions are dead."""
+    ids = np.arange(dead.size) if member.ids is None else np.asarray(member.ids, int)
+    gone = np.append(dead, False)[ids].reshape(member.index_shape)
+    runs = _runs(member)
+    inside = [_projected(member, run, r) for run, r in zip(runs, regions, strict=True)]
+    zeros = []
+    for axis, (n, run) in enumerate(zip(member.shape, runs, strict=True)):
+        rest = gone
+        for other, mask in enumerate(inside):
+            if other != axis:
+                rest = rest | ~mask
+        others = [k for k, a in enumerate(member.kept) if a not in run]
+        line = rest.all(tuple(others))
+        kept = [member.view[a] if a in member.kept else 1 for a in run]
+        sizes = [member.view[a] for a in run]
+        zeros.append(np.broadcast_to(line.reshape(kept), sizes).reshape(n))
+    return zeros or [gone.reshape(1)]
+
+
+def _runs(member: Member) -> list[range]:
+    """Per axis of the leaf, the axes of the view that it is the product of."""
+    runs, start = [], 0
+    for n in member.shape:
+        stop, size = start + 1, member.view[start]
+        while size < n:
+            size *= member.view[stop]
+            stop += 1
+        runs.append(range(start, stop))
+        start = stop
+    return runs
+
+
+def _projected(member: Member, run: range, region: np.ndarray) -> np.ndarray:
+    """Slices that the region of one axis meets, spread over those of all axes."""
+    apart = region.reshape([member.view[a] for a in run])
+    met = np.asarray(
+        apart.any(tuple(a - run.start for a in run if a not in member.kept))
+    )
+    return met.reshape([member.view[a] if a in run else 1 for a in member.kept])

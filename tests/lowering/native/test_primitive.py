@@ -110,7 +110,7 @@ def test_maps_in_maps_zero_columns_and_nothing() -> None:
         tuned = lowering.by_rule(fn).apply
         twice = lambda fn: quick(jax.vmap(jax.vmap(fn, (None, 0)), (0, 0)))
         np.testing.assert_allclose(twice(tuned)(w, x), twice(fn)(w, x), 1e-11, 1e-12)
-        small = sslx.compact(fn, jnp.asarray(w[0]), x[0, 0], lowering="rule")
+        small = sslx.compact(fn, lowering="rule")(jnp.asarray(w[0]), x[0, 0])
         ws = jnp.stack([small.variables, 2 * small.variables])
         masked = quick(jax.vmap(lambda w: small.apply(w, x[0, 0])))(ws)
         expected = fn(w[0], x[0, 0])
