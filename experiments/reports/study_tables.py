@@ -7,7 +7,7 @@ import numpy as np
 from experiments.bench import alexnet_cases
 from experiments.cifar_depth import report as depth_report
 from experiments.granularity import report as granularity_report
-from experiments.granularity_shapes import __main__ as granularity_shapes
+from experiments.granularity_shapes import report as granularity_shapes
 from experiments.mnist_ssl import report as mnist_report
 from experiments.psp_sweep import curves
 from experiments.reports.cells import NAMES, Record, Rows, percent
@@ -18,12 +18,6 @@ CONVNET = (
     ("paper: ConvNet 3", "16.9%", "31.3-0-1.6%", "0-42.8-9.8%"),
 )
 """Wen et al. 2016, Table 3: error, rows and columns at zero of conv1 to conv3."""
-_DENSE_LEFT = {
-    "table1": {"filters": (20, 50), "channels": (1, 20), "flops": (1, 1)},
-    "table2": {"filters": (25, 500), "channels": (1, 20), "flops": (1, 1)},
-    "mlp": {"filters": (784, 500, 300), "channels": (), "flops": (1, 1, 1)},
-}
-"""Counts of the dense networks, which the first records do not hold."""
 
 
 def cifar_ssl(record: Record) -> Rows:
@@ -95,8 +89,7 @@ def latency(record: Record) -> Rows:
 
 def mnist(*records: Record) -> Rows:
     """The paper's rows, then ours of all records, dense once."""
-    dense_left = _DENSE_LEFT[records[0]["options"]["preset"]]
-    tables = [mnist_report.table({"dense_left": dense_left, **r}) for r in records]
+    tables = [mnist_report.table(dict(record)) for record in records]
     rows = [*tables[0], *(row for rows in tables[1:] for row in rows[-1:])]
     speeds = {}
     for record in records:

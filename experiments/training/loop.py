@@ -283,7 +283,7 @@ class _Run:
             "accuracy": int(seen.correct) / (steps * self.options.batch),
             "learning_rate": float(self.stage.schedule(self.at - 1)),
         }
-        row |= {k: float(v) for k, v in self.observe(params).items()}
+        row |= jax.tree.map(_figures, jax.device_get(self.observe(params)))
         row["images_per_second"] = self.clock.rate(self.at) * self.options.batch
         if ends_epoch:
             row |= self.scores(self.state.variables)
@@ -306,3 +306,10 @@ class _Run:
             f"{self.stage.name}: {what} by step {self.at}; lower the learning rate. "
             f"Last good checkpoint: {good} in {self.store.folder}"
         )
+
+
+def _figures(values: np.ndarray) -> Any:
+    """A number, or a list of numbers with five digits each."""
+    if np.ndim(values) == 0:
+        return float(values)
+    return [float(f"{value:.5g}") for value in values]

@@ -47,7 +47,8 @@ class Stage:
         variables: start values; "params" is trained, "batch_stats" follows.
         optimizer: an optax transformation of the parameters.
         schedule: the optimiser's learning rate by step, for the log.
-        observe: params -> named scalars for the log (penalty, zero groups ...).
+        observe: params -> what the log names (penalty, zero groups ...): numbers, or
+            vectors in dictionaries.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Stage:
     variables: Variables
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
-    observe: Callable[[PyTree[Array]], dict[str, Array]] = lambda params: {}
+    observe: Callable[[PyTree[Array]], dict[str, Any]] = lambda params: {}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -153,7 +153,7 @@ class Compact:
 
     def summary(self) -> str:
         """The rows as text, with totals and what was held back."""
-        return summary.text(self)
+        return str(summary.table(self))
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -176,4 +176,4 @@ class Compact:
         return f"Compact({name}: {before:,} -> {after:,} entries, {len(leaves)} leaves)"
 
     def _repr_html_(self) -> str:
-        return summary.html(self)
+        return summary.table(self)._repr_html_()

@@ -16,6 +16,7 @@ from sslx._calls import on_host
 from sslx._compact.mirror import Mirror, Sizes, unexplained
 from sslx._groups.groups import flatten, unflatten
 from sslx._jax_compat import whole_along
+from sslx._table import Table, Tabular, shape_text
 
 Axes = tuple[tuple[int, ...] | None, ...]
 
@@ -84,7 +85,7 @@ class LeafPlan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(Tabular):
     """Kept indices of every leaf, by path; comparable, and JSON both ways."""
 
     leaves: Mapping[str, LeafPlan]
@@ -92,6 +93,19 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Plain lists, numbers and strings."""
         return {path: dataclasses.asdict(leaf) for path, leaf in self.leaves.items()}
+
+    def _table(self) -> Table:
+        shrunk = {p: x for p, x in self.leaves.items() if x.shape != x.small_shape}
+        rows = [
+            [path, shape_text(leaf.shape), shape_text(leaf.small_shape)]
+            for path, leaf in shrunk.items()
+        ]
+        before = sum(math.prod(leaf.shape) for leaf in self.leaves.values())
+        after = sum(math.prod(leaf.small_shape) for leaf in self.leaves.values())
+        total = ["all entries", f"{before:,}", f"{after:,}"]
+        whole = len(self.leaves) - len(shrunk)
+        notes = [f"{whole} more leaves stay whole"] if whole else []
+        return Table(["leaf", "shape", "kept"], [*rows, total], notes)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Plan":

@@ -11,6 +11,7 @@ import numpy as np
 
 from sslx._arguments import expect_number, expect_pattern
 from sslx._jax_compat import is_traced
+from sslx._table import Table, Tabular
 
 __all__ = ["GroupClass", "Groups", "Member", "first_matches"]
 
@@ -126,7 +127,7 @@ class GroupClass:
 
 
 @dataclasses.dataclass(frozen=True)
-class Groups:
+class Groups(Tabular):
     """All groups of a parameter pytree, as plain hashable data.
 
     A function may close over it or take it as a static argument of `jax.jit`.
@@ -278,6 +279,19 @@ class Groups:
             if "->" in row["members"] or not row["class"].startswith(row["members"]):
                 lines.append("    " + _short(row["members"], 76, " -> "))
         return "\n".join([*lines, *(_short(note, 80, ", ") for note in self.notes)])
+
+    def __str__(self) -> str:
+        return self.describe()
+
+    def _table(self) -> Table:
+        lines = []
+        for row in self.rows():
+            low, high = row["entries"]
+            entries = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+            counts = f"{row['groups']:,}", entries, f"{row['weight']:g}"
+            lines.append([row["class"], row["kind"], *counts, row["members"]])
+        head = ["class", "kind", "groups", "entries", "weight", "members"]
+        return Table(head, lines, self.notes)
 
 
 def _layer(path: str) -> str:

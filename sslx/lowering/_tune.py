@@ -13,6 +13,7 @@ import numpy as np
 
 from sslx import _jax_compat
 from sslx._calls import Call, require_word, struct, take_apart
+from sslx._table import Table, Tabular, shape_text
 from sslx.lowering._conv import Columns, Conv
 from sslx.lowering._evaluate import Alive, Ways, lowered
 from sslx.lowering._forms.forms import XLA, Form
@@ -20,7 +21,6 @@ from sslx.lowering._native import direct, llvm
 from sslx.lowering._rule import rule
 from sslx.lowering._timings import Cache
 from sslx.measure import latency
-from sslx.measure._table import shape_text, text_table
 
 Lowering = Literal["xla", "rule", "measure"]
 Nonzero = tuple[Columns | None, ...]
@@ -47,7 +47,7 @@ class Choice:
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
-class Tuned:
+class Tuned(Tabular):
     """A function with the forms of its convolutions and the compiler options chosen.
 
     Compared and hashed as an object; it is pickled if its function can be.
@@ -181,8 +181,8 @@ class Tuned:
             for c in self.choices
         ]
 
-    def __str__(self) -> str:
-        lines = [
+    def _table(self) -> Table:
+        rows = [
             [
                 c.name or "-",
                 shape_text(c.conv.rhs),
@@ -196,7 +196,7 @@ class Tuned:
         options = ", ".join(f"{k}={v!r}" for k, v in self.compiler_options.items())
         programs = [f"{n}: {1e3 * s:.3f} ms" for n, s in self.programs.items()]
         ends = [f"compiler options: {options or 'none'}", *programs]
-        return "\n".join([text_table(head, lines), *ends])
+        return Table(head, rows, ends)
 
 
 def _is_setting(x: Any) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from sslx._calls import is_array, struct, take_apart
 from sslx._jax_compat import Literal, is_jaxpr, open_jaxpr, scope
-from sslx.measure._table import shape_text, text_table
+from sslx._table import Table, Tabular, shape_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class LayerCost:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cost:
+class Cost(Tabular):
     """The layers of a function and their totals.
 
     Attributes:
@@ -90,8 +90,8 @@ class Cost:
         record: dict[str, Any] = {name: getattr(self, name) for name in totals + fields}
         return record | {"notes": list(self.notes), "layers": self.rows()}
 
-    def __str__(self) -> str:
-        lines = [
+    def _table(self) -> Table:
+        rows = [
             [
                 r.name,
                 shape_text(r.kernel),
@@ -102,10 +102,8 @@ class Cost:
             for r in self.layers
         ]
         total = ["total", "", "", f"{self.macs:,}", f"{self.weights:,}"]
-        table = text_table(
-            ["layer", "kernel", "output", "MACs", "weights"], [*lines, total]
-        )
-        return "\n".join([table, *self.notes])
+        head = ["layer", "kernel", "output", "MACs", "weights"]
+        return Table(head, [*rows, total], self.notes)
 
 
 def cost(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Cost:

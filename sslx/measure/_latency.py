@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sslx.measure._table import text_table
+from sslx._table import Table, Tabular
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Latency:
 
 
 @dataclasses.dataclass(frozen=True)
-class Latencies:
+class Latencies(Tabular):
     """What `latency` measured, on which device.
 
     Attributes:
@@ -72,8 +72,8 @@ class Latencies:
         """Device, repeats and rows, JSON-able."""
         return {"device": self.device, "repeats": self.repeats, "rows": self.rows()}
 
-    def __str__(self) -> str:
-        lines = [
+    def _table(self) -> Table:
+        rows = [
             [
                 e.name,
                 f"{e.median * 1e3:.3f}",
@@ -83,10 +83,8 @@ class Latencies:
             ]
             for e in self.entries
         ]
-        table = text_table(
-            ["candidate", "ms", "quartiles", "speed-up", "quartiles"], lines
-        )
-        return f"{table}\n{self.repeats} rounds on {self.device}"
+        head = ["candidate", "ms", "quartiles", "speed-up", "quartiles"]
+        return Table(head, rows, [f"{self.repeats} rounds on {self.device}"])
 
 
 def latency(

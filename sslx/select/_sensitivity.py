@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from sslx._arguments import expect_number
 from sslx._groups.classes import Groups
 from sslx._groups.groups import scale
+from sslx._table import Table, Tabular
 from sslx.select._keep import Costs, keep
 from sslx.select._scores import Loss, Scores
 
@@ -20,7 +22,7 @@ _TILT = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(Tabular):
     """Loss with one class of groups pruned at a time.
 
     Attributes:
@@ -32,6 +34,27 @@ class Sensitivity:
     densities: tuple[float, ...]
     losses: Mapping[str, Float[np.ndarray, " D"]]
     baseline: float
+
+    def _table(self) -> Table:
+        rows = [
+            [name, *(f"{loss:.4g}" for loss in losses)]
+            for name, losses in self.losses.items()
+        ]
+        head = ["loss at density", *(f"{density:g}" for density in self.densities)]
+        return Table(head, rows, [f"nothing removed: {self.baseline:.4g}"])
+
+    def plot(self, label: str = "loss") -> Any:
+        """A panel per class: its loss by density (`sslx.report.sensitivity`).
+
+        Args:
+            label: What the loss is, with unit.
+
+        Returns:
+            A `matplotlib.figure.Figure`; needs the extra `sslx[report]`.
+        """
+        from sslx import report
+
+        return report.sensitivity(self.densities, self.losses, self.baseline, label)
 
     def allocate(self, costs: Costs, budget: float | int) -> dict[str, float]:
         """Densities under a budget that raise the loss equally, each class alone.
