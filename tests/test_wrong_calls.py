@@ -131,7 +131,7 @@ MASKS: list[Case] = [
         "no groups",
         lambda: sslx.compact(net, masks={A: np.ones(6, bool)})(P, X),
         T,
-        "groups: got None, expected with masks",
+        "groups: got none, expected with masks",
     ),
     ("class", masks({"c": np.ones(6, bool)}), V, "c: there is no such class; .*FILTER"),
     ("float", masks({A: np.ones(6)}), V, "has dtype float64, expected bool"),

@@ -139,6 +139,18 @@ class Compact:
         tuned = tune_sparse(plain.apply, call, nonzero, lowering, cache)
         return dataclasses.replace(plain, tuned=tuned)
 
+    def with_variables(self, variables: PyTree) -> "Compact":
+        """The same network with other values, such as trained ones, to save or expand.
+
+        Args:
+          variables: of the structure and shapes of `self.variables`.
+
+        Raises:
+          ValueError: they do not fit the plan.
+        """
+        checked(self.plan, variables)
+        return dataclasses.replace(self, variables=variables)
+
     def expand(self, variables: PyTree | None = None) -> PyTree:
         """Full-size variables with which `fn` gives the same output.
 

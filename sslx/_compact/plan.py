@@ -82,12 +82,48 @@ class LeafPlan:
             return placed_like(wide, array)
         return jnp.zeros(self.shape, array.dtype).at[places].set(array)
 
+    def then(self, later: "LeafPlan") -> "LeafPlan":
+        """This part, and of that part another."""
+        kept, zero = [], []
+        for axis in range(len(self.shape)):
+            mine, more = self.indices(axis), later.kept[axis]
+            left = mine if more is None else mine[list(more)]
+            whole = self.kept[axis] is None and more is None
+            kept.append(None if whole else tuple(left.tolist()))
+            dead = mine[list(later.zero[axis] or ())].tolist()
+            zero.append(tuple(sorted({*(self.zero[axis] or ()), *dead})) or None)
+        return LeafPlan(self.shape, tuple(kept), tuple(zero))
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """Kept indices of every leaf, by path; comparable, and JSON both ways."""
 
     leaves: Mapping[str, LeafPlan]
+
+    def then(self, later: "Plan") -> "Plan":
+        """The plan of two compactions, the later one of what the first has left.
+
+        `apply_plan(p.then(q), tree) == apply_plan(q, apply_plan(p, tree))`
+
+        Raises:
+          ValueError: the later plan is of other leaves, or of leaves of another shape
+            than this one leaves.
+        """
+        errors = [
+            f"  {path}: {leaf.small_shape} here, "
+            f"{later.leaves[path].shape if path in later.leaves else 'absent'} later"
+            for path, leaf in self.leaves.items()
+            if path not in later.leaves or later.leaves[path].shape != leaf.small_shape
+        ]
+        errors += [
+            f"  {p}: only in the later" for p in later.leaves.keys() - self.leaves
+        ]
+        if errors:
+            raise ValueError(
+                "the later plan is no plan of what is left:\n" + "\n".join(errors)
+            )
+        return Plan({p: leaf.then(later.leaves[p]) for p, leaf in self.leaves.items()})
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, numbers and strings."""

@@ -15,25 +15,30 @@ def rows(small: Any) -> list[dict[str, Any]]:
 
 
 def _compared(before: measure.Cost, after: measure.Cost) -> list[dict[str, Any]]:
-    left: dict[str, list[Any]] = {}
+    """Layers of the same name in their order; then products that came in addition."""
+    left: dict[str, list[measure.LayerCost]] = {}
     for layer in after.layers:
         left.setdefault(layer.name, []).append(layer)
     out = []
     for layer in before.layers:
-        match = left.get(layer.name) or []
-        now = match.pop(0) if match else None
-        out.append(
-            {
-                "layer": layer.name,
-                "kernel_before": layer.kernel,
-                "kernel_after": now.kernel if now else None,
-                "macs_before": layer.macs,
-                "macs_after": now.macs if now else 0,
-                "bytes_before": layer.weight_bytes,
-                "bytes_after": now.weight_bytes if now else 0,
-            }
-        )
-    return out
+        match = left.get(layer.name)
+        out.append(_row(layer.name, layer, match.pop(0) if match else None))
+    more = [layer for layers in left.values() for layer in layers]
+    return out + [_row(layer.name, None, layer) for layer in more]
+
+
+def _row(
+    name: str, before: measure.LayerCost | None, after: measure.LayerCost | None
+) -> dict[str, Any]:
+    return {
+        "layer": name,
+        "kernel_before": before.kernel if before else None,
+        "kernel_after": after.kernel if after else None,
+        "macs_before": before.macs if before else 0,
+        "macs_after": after.macs if after else 0,
+        "bytes_before": before.weight_bytes if before else 0,
+        "bytes_after": after.weight_bytes if after else 0,
+    }
 
 
 def costs(small: Any) -> tuple[measure.Cost, measure.Cost]:
@@ -75,11 +80,11 @@ def text(small: Any) -> str:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    kernel = row["kernel_after"]
+    before, after = row["kernel_before"], row["kernel_after"]
     return (
         row["layer"],
-        "x".join(map(str, row["kernel_before"])),
-        "-> " + ("gone" if kernel is None else "x".join(map(str, kernel))),
+        "none" if before is None else "x".join(map(str, before)),
+        "-> " + ("gone" if after is None else "x".join(map(str, after))),
         f"{row['macs_before']:,}",
         f"-> {row['macs_after']:,}",
         f"{row['bytes_before']:,}",

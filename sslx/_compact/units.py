@@ -10,10 +10,11 @@ from jaxtyping import PyTree
 from sslx._calls import take_apart
 from sslx._compact.analysis.families import Family, families
 from sslx._compact.analysis.fixed_point import fixed_point
+from sslx._compact.analysis.kinds import is_stream, kind_of
 from sslx._compact.analysis.liveness import Liveness, full
 from sslx._compact.jaxpr.arguments import read_variables, require_function
 from sslx._compact.jaxpr.masks import is_region
-from sslx._compact.jaxpr.program import Value
+from sslx._compact.jaxpr.program import Equation, Value
 from sslx._compact.jaxpr.state import expressions
 from sslx._compact.jaxpr.tracing import Traced, Tracer, whole_leaf
 from sslx._compact.plan import Plan
@@ -178,19 +179,24 @@ def _classes(
     found: Sequence[Family], paths: Mapping[Value, str]
 ) -> tuple[GroupClass, ...]:
     classes: dict[str, GroupClass] = {}
+    written = [f.uses["out"] for f in found if is_stream(f.uses)]
+    streams = frozenset[Equation]().union(*written)
     for family in found:
         members = []
         for (value, axis), labels in family.labels.items():
             plain = np.array_equal(labels, np.arange(family.count))
             ids = None if plain else tuple(labels.tolist())
-            members.append(Member(paths[value], value.shape, value.shape, (axis,), ids))
+            role = family.roles[value, axis]
+            shape = value.shape
+            members.append(Member(paths[value], shape, shape, (axis,), ids, role))
         first = members[0]
+        kind = kind_of(family.uses, streams)
         name = f"{first.path}[{first.kept[0]}]"
         if name in classes:
             name = f"{name}/{family.count}"
         while name in classes:
             name += "'"
-        classes[name] = GroupClass(name, (family.count,), tuple(members))
+        classes[name] = GroupClass(name, (family.count,), tuple(members), kind=kind)
     return tuple(classes.values())
 
 
@@ -201,5 +207,8 @@ def _notes(
     axes: dict[str, list[str]] = {}
     for (value, axis), reason in reasons.items():
         axes.setdefault(reason, []).append(f"{paths[value]}[{axis}]")
-    rows = ((reason, ", ".join(sorted(names))) for reason, names in axes.items())
+    rows = (
+        (re.sub(r"(?<= at )\S*/", "", reason), ", ".join(sorted(names)))
+        for reason, names in axes.items()
+    )
     return tuple(f"kept whole by {reason}: {names}" for reason, names in rows)

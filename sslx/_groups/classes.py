@@ -30,6 +30,8 @@ class Member:
         kept: Axes of `view` that index slices, ascending.
         ids: Group number per slice, -1 for a slice in no group; None where slice `k`
             is group `k`.
+        role: Where units were found in a program: `"out"` for slices that a layer
+            computes, `"in"` for those that it reads, else empty.
     """
 
     path: str
@@ -37,6 +39,7 @@ class Member:
     view: tuple[int, ...]
     kept: tuple[int, ...]
     ids: tuple[int, ...] | None = None
+    role: str = ""
 
     @property
     def index_shape(self) -> tuple[int, ...]:
@@ -58,12 +61,16 @@ class GroupClass:
         shape: Shape of every array with one entry per group.
         members: The leaves the groups have slices in.
         weight: Multiplier of the class in every penalty.
+        kind: What its groups are, where they were found in a program (`sslx.units`):
+            filter, unit, FFN unit, head, KV group, head width, expert, residual stream,
+            recurrent unit or channel; else empty.
     """
 
     name: str
     shape: tuple[int, ...]
     members: tuple[Member, ...]
     weight: float | int = 1.0
+    kind: str = ""
 
     def __post_init__(self):
         for member in self.members:
@@ -74,12 +81,34 @@ class GroupClass:
 
     @functools.cached_property
     def _hash(self) -> int:
-        return hash((self.name, self.shape, self.members, self.weight))
+        return hash((self.name, self.shape, self.members, self.weight, self.kind))
 
     @property
     def count(self) -> int:
         """Number of groups."""
         return math.prod(self.shape)
+
+    @property
+    def chain(self) -> str:
+        """The layers it has leaves in, in order: `conv1 out -> bn1 -> conv2 in`.
+
+        A layer is named by the path of its leaves without collection and last part.
+        """
+        steps: list[list[str]] = []
+        for member in self.members:
+            layer = _layer(member.path)
+            known = next(
+                (s for s in steps if s[0] == layer and s[1] == member.role), None
+            )
+            same = [s for s in steps if s[0] == layer]
+            if (not member.role and same) or known:
+                continue
+            bare = next((s for s in same if not s[1]), None)
+            if bare:
+                bare[1] = member.role
+            else:
+                steps.append([layer, member.role])
+        return " -> ".join(" ".join(filter(None, step)) for step in steps)
 
     @property
     def sizes(self) -> np.ndarray:
@@ -173,20 +202,99 @@ class Groups:
         )
         return dataclasses.replace(self, classes=classes)
 
-    def describe(self) -> str:
-        """A table of the classes (groups, entries per group, weight, leaves), notes."""
-        rows = [("class", "groups", "entries", "weight", "leaves")]
+    def below(self, prefix: str) -> "Groups":
+        """The groups of a part of the tree, such as an optimizer's `params`.
+
+        Args:
+            prefix: Path of the part, such as `"params"`.
+
+        Returns:
+            The classes with the leaves below `prefix`, whose paths start there; leaves
+            elsewhere (running statistics) are left out, names of classes stay.
+
+        Raises:
+            ValueError: No leaf lies there.
+        """
+        start = prefix.rstrip("/") + "/"
+        classes = []
         for c in self.classes:
-            low, high = (c.sizes.min(), c.sizes.max()) if c.count else (0, 0)
-            entries = f"{low}" if low == high else f"{low}-{high}"
-            leaves = ", ".join(dict.fromkeys(m.path for m in c.members))
-            rows.append((c.name, f"{c.count}", entries, f"{c.weight:g}", leaves))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = (
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
-            for row in rows
-        )
-        return "\n".join([*lines, *self.notes])
+            members = tuple(
+                dataclasses.replace(m, path=m.path.removeprefix(start))
+                for m in c.members
+                if m.path.startswith(start)
+            )
+            if members:
+                classes.append(dataclasses.replace(c, members=members))
+        if not classes:
+            paths = sorted({m.path for c in self.classes for m in c.members})
+            raise ValueError(f"no leaf lies below {prefix!r}; there are {paths}")
+        return Groups(tuple(classes), self.notes)
+
+    def of_kind(self, *kinds: str) -> "Groups":
+        """The classes of some kinds, such as `units.of_kind("head", "FFN unit")`.
+
+        Raises:
+            ValueError: There is no class of one of them.
+        """
+        known = sorted({c.kind for c in self.classes if c.kind})
+        lacking = [kind for kind in kinds if kind not in known]
+        if lacking:
+            raise ValueError(f"no groups of kind {lacking}; there are {known}")
+        classes = tuple(c for c in self.classes if c.kind in kinds)
+        return Groups(classes, self.notes)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict per class: name, kind, groups, entries of a group, weight, members.
+
+        `entries` is the smallest and the largest number; `members` is a chain of
+        layers, `conv1 out -> bn1 -> conv2 in`.
+        """
+        return [
+            {
+                "class": c.name,
+                "kind": c.kind,
+                "groups": c.count,
+                "entries": (int(c.sizes.min()), int(c.sizes.max()))
+                if c.count
+                else (0, 0),
+                "weight": c.weight,
+                "members": c.chain,
+            }
+            for c in self.classes
+        ]
+
+    def describe(self) -> str:
+        """The rows as text of at most 80 columns, and the notes; long lists are cut."""
+        lines = []
+        for row in self.rows():
+            low, high = row["entries"]
+            entries = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+            weight = "" if row["weight"] == 1 else f", weight {row['weight']:g}"
+            kind = f"{row['kind']}, " if row["kind"] else ""
+            noun = "group" if row["groups"] == 1 else "groups"
+            facts = f"{kind}{row['groups']:,} {noun} of {entries}{weight}"
+            lines.append(_short(f"{row['class']}: {facts}", 80))
+            if "->" in row["members"] or not row["class"].startswith(row["members"]):
+                lines.append("    " + _short(row["members"], 76, " -> "))
+        return "\n".join([*lines, *(_short(note, 80, ", ") for note in self.notes)])
+
+
+def _layer(path: str) -> str:
+    """The layer of a leaf: its path without collection (first) and name (last)."""
+    parts = path.split("/")
+    return "/".join(parts[1:-1] if len(parts) > 2 else parts[:-1] or parts)
+
+
+def _short(text: str, width: int, between: str = " ") -> str:
+    """A text cut between its parts, with the number of those left out."""
+    if len(text) <= width:
+        return text
+    parts = text.split(between)
+    for count in range(len(parts) - 1, 0, -1):
+        cut = between.join(parts[:count]) + f"{between}... ({len(parts) - count} more)"
+        if len(cut) <= width:
+            return cut
+    return text[: width - 3] + "..."
 
 
 def first_matches(

@@ -52,8 +52,8 @@ def keep(
     Args:
         groups: The groups.
         scores: Class name -> score per group; classes without scores are left alone.
-        density: Share of the costs to keep, from 0 to 1; by class name (classes left
-            out are kept whole) with scope `class`.
+        density: Share of the costs to keep, from 0 to 1; by name or kind of class
+            (the name counts first; classes left out are kept whole) with scope `class`.
         budget: In its place, the costs to keep, in their unit: those of all classes
             with scores, ignored ones included.
         costs: Class name -> cost per group, the number of entries if None; see
@@ -152,7 +152,8 @@ def n_of_m(
     Args:
         groups: The groups; hardware wants `WEIGHT`.
         scores: Class name -> score per group.
-        density: n / m, of all classes or by class name; n is rounded down, at least 1.
+        density: n / m, of all classes, or by name or kind of class; n is rounded down,
+            at least 1.
         m: Neighbours that compete.
         axis: Of the class's shape, along which groups are neighbours; -2 is a kernel's
             input axis.
@@ -308,13 +309,17 @@ def _matches(c: GroupClass, patterns: str | Sequence[str]) -> bool:
 
 def _by_class(groups: Groups, density: Density) -> dict[str, Array]:
     if isinstance(density, Mapping):
-        unknown = sorted(set(density) - set(groups.names))
+        kinds = {c.kind for c in groups.classes if c.kind}
+        unknown = sorted(set(density) - set(groups.names) - kinds)
         if unknown:
             raise ValueError(
                 f"densities for unknown classes {unknown}; there are"
-                f" {list(groups.names)}"
+                f" {list(groups.names)}, of kinds {sorted(kinds)}"
             )
-        return {name: jnp.asarray(value) for name, value in density.items()}
+        shares = {
+            c.name: density.get(c.name, density.get(c.kind)) for c in groups.classes
+        }
+        return {n: jnp.asarray(x) for n, x in shares.items() if x is not None}
     return dict.fromkeys(groups.names, jnp.asarray(density))
 
 

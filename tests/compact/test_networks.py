@@ -6,7 +6,8 @@ import pytest
 
 import sslx
 from experiments import models
-from sslx import measure
+from sslx import measure, select
+from tests import small_models
 from tests.arrays import relative_error, sparse_variables
 
 NARROW = {
@@ -113,3 +114,17 @@ def test_a_channel_that_no_layer_reads_leaves_the_concatenations(reader, x64) ->
     inner = "conv" if gone else "conv1"
     kept = small.variables["params"][reader][inner]["kernel"].shape[2]
     assert kept == width[reader] - 1
+
+
+@pytest.mark.parametrize("name", ["mixer", "vision_transformer"])
+def test_the_rows_of_a_summary_add_up_to_the_cost(name: str) -> None:
+    made = small_models.model(name)
+    with jax.numpy_rank_promotion("allow"):
+        units = sslx.units(made.fn)(made.params, made.x)
+        masks = select.keep(units, sslx.norms(units, made.params), 0.6)
+        small = sslx.compact(made.fn)(sslx.scale(units, made.params, masks), made.x)
+        rows = small.rows()
+        before = measure.cost(made.fn, made.params, made.x)
+        after = measure.cost(small.apply, small.variables, made.x)
+    assert sum(row["macs_before"] for row in rows) == before.macs
+    assert sum(row["macs_after"] for row in rows) == after.macs < before.macs

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import sslx
+from sslx import select
 from tests.arrays import sparse_variables
 from tests.networks import network
 from tests.small_models import MODELS, Maker, conv, model
@@ -306,6 +307,68 @@ def test_tied_embeddings_and_stacked_layers(x64) -> None:
         "layers/up[2]": 9,
     }
     assert "kept whole by" in units.describe()
+
+
+KINDS = {
+    "mixer": {"embed": "residual stream", "a": "unit", "c": "FFN unit"},
+    "vision_transformer": {
+        "embed": "residual stream",
+        "qkv": "head",
+        "up": "FFN unit",
+    },
+    "mobilenet_v2": {"stem": "residual stream", "up": "filter", "last": "filter"},
+    "gated_recurrent_unit": {"kernel": "recurrent unit"},
+    "grouped_queries": {
+        "embed": "residual stream",
+        "k": "KV group",
+        "o": "head",
+        "q": "head width",
+        "v": "head width",
+        "gate": "FFN unit",
+    },
+    "efficientnet": {"up": "filter", "squeeze": "unit", "down": "filter"},
+    "convnext": {"stem": "residual stream", "up": "FFN unit"},
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_units_say_what_they_are(name: str) -> None:
+    made = model(name)
+    with jax.numpy_rank_promotion("allow"):
+        units = sslx.units(made.fn)(made.params, made.x)
+    found: dict[str, str] = {}
+    for c in units.classes:
+        found.setdefault(c.name.partition("[")[0], c.kind)
+    assert found == KINDS[name]
+    assert all(len(line) <= 80 for line in units.describe().splitlines())
+    for kind in set(found.values()):
+        assert {c.kind for c in units.of_kind(kind).classes} == {kind}
+
+
+def test_units_name_layers_in_their_order() -> None:
+    fn = lambda p, x: (
+        jax.nn.relu(x @ p["p"]["up"]["w"] + p["p"]["up"]["b"])
+        @ (p["p"]["down"]["w"] * p["s"]["down"]["scale"][:, None])
+    )
+    sizes = {
+        "p": {"up": {"w": (2, 5), "b": (1, 5)}, "down": {"w": (5, 3)}},
+        "s": {"down": {"scale": (5,)}},
+    }
+    is_shape = lambda x: isinstance(x, tuple)
+    params = jax.tree.map(jnp.ones, sizes, is_leaf=is_shape)
+    units = sslx.units(fn)(params, jnp.ones((7, 2)))
+    (row,) = units.rows()
+    assert row["members"] == "up out -> down in"
+    below = units.below("p")
+    assert [m.path for m in below.classes[0].members] == ["up/w", "up/b", "down/w"]
+    (norms,) = sslx.norms(below, params["p"]).values()
+    np.testing.assert_allclose(norms, np.sqrt(2 + 1 + 3))
+    with pytest.raises(ValueError, match="no leaf lies below 'q'; there are"):
+        units.below("q")
+    with pytest.raises(ValueError, match=r"no groups of kind \['head'\]; there are"):
+        units.of_kind("head")
+    masks = select.keep(units, sslx.norms(units, params), {"unit": 0.4})
+    assert int(masks["p/up/w[1]"].sum()) == 2
 
 
 def test_pins_stay_whole() -> None:

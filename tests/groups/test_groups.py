@@ -413,16 +413,23 @@ def test_paths_of_nnx_states():
     )
 
 
-def test_describe_is_a_table():
+def test_rows_and_describe_say_what_there_is():
     tree = {"conv": {"kernel": normal((3, 3, 2, 4))}, "bias": normal((3,))}
     made = groups(tree, {"kernel": FILTER | SHAPE.within(2), "bias": LAYER})
     made = made.weighted({"FILTER": 0.5})
-    assert [line.split() for line in made.describe().splitlines()] == [
-        ["class", "groups", "entries", "weight", "leaves"],
-        ["bias:LAYER", "1", "3", "1", "bias"],
-        ["conv/kernel:FILTER", "4", "18", "0.5", "conv/kernel"],
-        ["conv/kernel:SHAPE.within(2)", "36", "2", "1", "conv/kernel"],
+    assert made.describe().splitlines() == [
+        "bias:LAYER: 1 group of 3",
+        "conv/kernel:FILTER: 4 groups of 18, weight 0.5",
+        "conv/kernel:SHAPE.within(2): 36 groups of 2",
     ]
+    assert made.rows()[1] == {
+        "class": "conv/kernel:FILTER",
+        "kind": "",
+        "groups": 4,
+        "entries": (18, 18),
+        "weight": 0.5,
+        "members": "conv",
+    }
     assert made.count == 41
     assert set(sg.__all__) >= {"groups", "norms", "scale"}
 

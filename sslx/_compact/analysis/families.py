@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from sslx._compact.analysis.kinds import Roles, Uses, uses
 from sslx._compact.analysis.liveness import Body, Liveness
 from sslx._compact.jaxpr.program import Equation, Value
 from sslx._compact.rules.relation import Labels, Relation
@@ -34,10 +35,15 @@ class _Port:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """Units of one kind: per axis, the unit of every slice, -1 for none."""
+    """Units of one kind: per axis, the unit of every slice, -1 for none.
+
+    `uses` are the products they take part in; `roles` say of an axis which.
+    """
 
     count: int
     labels: Mapping[Node, Labels]
+    uses: Uses
+    roles: Mapping[Node, str]
 
     def without(self, units: Collection[int]) -> "Family | None":
         """The other units, numbered anew; None if there are none."""
@@ -46,7 +52,9 @@ class Family:
         number[left] = np.arange(left.size)
         labels = {node: number[mine] for node, mine in self.labels.items()}
         rows = {node: mine for node, mine in labels.items() if (mine >= 0).any()}
-        return Family(left.size, rows) if left.size else None
+        if not left.size:
+            return None
+        return dataclasses.replace(self, count=left.size, labels=rows)
 
 
 class _Conflict(Exception):
@@ -310,7 +318,7 @@ def families(
     Returns:
       Families without frozen units; per axis of a parameter, what froze some of it.
     """
-    graph = _Graph(liveness)
+    graph, roles = _Graph(liveness), Roles(liveness)
     for value, reason in frozen:
         graph.freeze(value, reason)
     used = [*_by_use(liveness, {v: v for v in params}), *params]
@@ -339,7 +347,7 @@ def families(
             factors = reversed(conflict.port.coordinates)
             seeds += [(conflict.node, coordinate) for coordinate in factors]
             continue
-        family = _accepted(grown, liveness, set(params), reasons)
+        family = _accepted(grown, liveness, set(params), roles, reasons)
         if family is not None:
             found.append(family)
         for at, numbers in grown.labels.items():
@@ -372,7 +380,11 @@ def _by_use(liveness: Liveness, names: Mapping[Value, Value]) -> Iterable[Value]
 
 
 def _accepted(
-    grown: _Spreading, live: Liveness, params: set[Value], reasons: dict[Node, str]
+    grown: _Spreading,
+    live: Liveness,
+    params: set[Value],
+    roles: Roles,
+    reasons: dict[Node, str],
 ) -> Family | None:
     """The family without its frozen units."""
     frozen = grown.graph.frozen
@@ -404,4 +416,6 @@ def _accepted(
         for node, g in zip(numbers, good, strict=True)
         if (g >= 0).any()
     }
-    return Family(units.size, labels)
+    mine = {node: roles.plain(node) for node in labels}
+    outs = {labels[node].size for node, role in mine.items() if role == "out"}
+    return Family(units.size, labels, uses(roles, grown.labels, len(outs) > 1), mine)

@@ -75,9 +75,11 @@ class Masked:
                 f"masks: got {type(masks).__name__}, expected {{class of groups: True "
                 "where kept}, such as sslx.select.keep gives"
             )
-        if masks and groups is None:
+        if groups is None:
+            groups = Groups(())
+        if masks and not groups.classes:
             raise TypeError(
-                "groups: got None, expected with masks the groups that they speak of; "
+                "groups: got none, expected with masks the groups that they speak of; "
                 "fix: compact(fn, groups=groups, masks=masks)"
             )
         self.leaves = leaves
