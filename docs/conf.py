@@ -1,7 +1,8 @@
 """Settings of the documentation: `make docs` writes docs/_build/html.
 
 Pages are MyST; their `{code-cell}` blocks run when the page is built, and a cell that
-raises fails the build. Nothing is fetched, neither here nor by a reader's browser.
+raises is a warning, which `make docs` takes for an error. Nothing is fetched, neither
+here nor by a reader's browser.
 """
 
 import os
@@ -30,8 +31,7 @@ source_suffix = {".md": "myst-nb"}
 # Pages.
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-nb_execution_mode = "cache"
-nb_execution_raise_on_error = True
+nb_execution_mode = "force"
 nb_execution_timeout = 300
 nb_execution_show_tb = True
 nb_merge_streams = True
@@ -45,11 +45,11 @@ autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 72
-default_role = "py:obj"
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:obj", ".*"),
-    ("py:.*", r"(?!sslx\b).*"),
+    ("py:.*", r"(?!sslx\.).*"),
+    ("py:.*", r"sslx\..*\b_.*"),
 ]
 
 # Looks.
@@ -68,13 +68,33 @@ html_theme_options = {
 }
 
 
-def _math(app, what, name, obj, options, lines):
-    """Turn `$$...$$` and `$...$` in docstrings into what reStructuredText calls them."""
+def _docstring(app, what, name, obj, options, lines):
+    """Docstrings are Markdown as far as mathematics and code in backticks go."""
     text = "\n".join(lines)
-    text = re.sub(r"(?m)^\$\$(.+?)\$\$$", r".. math:: \1", text)
-    lines[:] = re.sub(r"\$([^$\n]+)\$", r":math:`\1`", text).split("\n")
+    text = re.sub(r"(?m)^( *)\$\$(.+?)\$\$$", r"\1.. math:: \2", text)
+    text = re.sub(r"(?<!\$)\$([^$\n]+)\$(?!\$)", r":math:`\1`", text)
+    lines[:] = re.sub(r"(?<![`:\w])`([^`]+)`(?!`)", _code, text).split("\n")
+
+
+def _code(found):
+    """A name links where it is known; anything else is as it stands."""
+    text = " ".join(found[1].split())
+    name = re.fullmatch(r"[A-Za-z_][\w.]*", text)
+    return (f":py:obj:`{text}`" if name else f"``{text}``") + "\\ "
+
+
+def _publish(module):
+    """Names that a package hands on are documented where users find them."""
+    for name, item in vars(module).items():
+        inside = getattr(item, "__module__", "") or ""
+        if isinstance(item, type) and inside.startswith("sslx.") and name[0] != "_":
+            item.__module__ = module.__name__
+
+
+for package in (sslx.lowering, sslx.measure, sslx.psp, sslx.select, sslx):
+    _publish(package)
 
 
 def setup(app):
     """Connect what reads docstrings."""
-    app.connect("autodoc-process-docstring", _math)
+    app.connect("autodoc-process-docstring", _docstring)
