@@ -84,7 +84,7 @@ class LeafPlan:
         return jnp.zeros(self.shape, array.dtype).at[places].set(array)
 
     def then(self, later: "LeafPlan") -> "LeafPlan":
-        """This part, and of that part another."""
+        """The part of this part that a later plan keeps."""
         kept, zero = [], []
         for axis in range(len(self.shape)):
             mine, more = self.indices(axis), later.kept[axis]
@@ -98,18 +98,22 @@ class LeafPlan:
 
 @dataclasses.dataclass(frozen=True)
 class Plan(Tabular):
-    """Kept indices of every leaf, by path; comparable, and JSON both ways."""
+    """Kept indices of every leaf, as plain data that compares and goes through JSON.
+
+    Attributes:
+      leaves: path -> the part of the leaf that is kept.
+    """
 
     leaves: Mapping[str, LeafPlan]
 
     def then(self, later: "Plan") -> "Plan":
-        """The plan of two compactions, the later one of what the first has left.
+        """The plan of two compactions in a row, the later one of the smaller network.
 
         `apply_plan(p.then(q), tree) == apply_plan(q, apply_plan(p, tree))`
 
         Raises:
-          ValueError: the later plan is of other leaves, or of leaves of another shape
-            than this one leaves.
+          ValueError: if the later plan has other leaves, or leaves of other shapes than
+            this plan leaves.
         """
         errors = [
             f"  {path}: {leaf.small_shape} here, "

@@ -72,7 +72,7 @@ def groups(
     Leaves that no rule matches are in no group.
 
     Args:
-        tree: Arrays or `jax.ShapeDtypeStruct`s, as any pytree.
+        tree: Pytree of arrays or of `jax.ShapeDtypeStruct`.
         rules: Regular expression -> structure, several joined with `|`, or None to
             leave those leaves out.
         layout: Order of a kernel's axes: `"...IO"`, spatial axes, input, output
@@ -121,7 +121,7 @@ def coupled(
     one kernel, an entry of a bias and an input channel of the next kernel.
 
     Args:
-        tree: Arrays or `jax.ShapeDtypeStruct`s, as any pytree.
+        tree: Pytree of arrays or of `jax.ShapeDtypeStruct`.
         members: Path (exact) -> structure that indexes the leaf's slices.
         name: Name of the class; None joins the members' names with `+`.
         layout: As in `groups`.

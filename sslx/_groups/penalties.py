@@ -84,7 +84,7 @@ class GroupLasso(Penalty):
 
     `factor(n, t) = max(0, 1 - t * strength / n)`
 
-    Source: Yuan and Lin 2006; on network structures Wen et al. 2016, section 3.1.
+    Source: Yuan and Lin 2006; on the structures of networks, Wen et al. 2016.
     """
 
     nests = True

@@ -141,7 +141,7 @@ def subgradient(
     Raises:
         ValueError: The penalty is `GroupL0`.
 
-    Source: Wen et al. 2016, section 3 and their published solver.
+    Source: Wen et al. 2016, as in their published solver.
     """
     expect_penalty(penalty)
     expect_groups(groups)

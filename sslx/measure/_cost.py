@@ -121,7 +121,7 @@ def cost(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Cost:
 
     Args:
         fn: Any JAX function; its first argument is the pytree of parameters.
-        *args: Pytrees of arrays or `jax.ShapeDtypeStruct`s; the batch size counts.
+        *args: Pytrees of arrays or of `jax.ShapeDtypeStruct`; batch size as given.
         **kwargs: Keyword arguments of the call. Leaves that are not arrays, here and in
             `args`, are settings (`train=False`) and are not traced.
 

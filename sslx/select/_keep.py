@@ -231,7 +231,7 @@ def bytes_of(groups: Groups, params: PyTree) -> dict[str, np.ndarray]:
 
     Args:
         groups: The groups.
-        params: Arrays or `jax.ShapeDtypeStruct`s.
+        params: Pytree of arrays or of `jax.ShapeDtypeStruct`.
 
     Returns:
         Class name -> bytes per group.
