@@ -43,7 +43,7 @@ def public_names(module: ModuleType) -> set[str]:
 
 
 def documented() -> Counter[str]:
-    directive = re.compile(r"\.\. (?:auto(?:function|class)|py:data):: (\S+)")
+    directive = re.compile(r"\.\. (?:auto(?:function|class)|py:data):: ([\w.]+)")
     text = "\n".join(p.read_text(encoding="utf-8") for p in REFERENCE.glob("*.md"))
     return Counter(directive.findall(text))
 

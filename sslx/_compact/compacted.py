@@ -160,7 +160,7 @@ class Compact:
         return expand_plan(self.plan, variables)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dict per convolution or product: kernel, MACs, bytes, before and after."""
+        """One dict per convolution or product: kernel, MACs, bytes, before, after."""
         return summary.rows(self)
 
     def summary(self) -> str:
