@@ -20,7 +20,7 @@ def learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Accuracy, loss and sparsity over all stages, end to end.
 
     Args:
-        rows: Lines of metrics with `stage`, `epoch`, `loss`, `accuracy`, and where known
+        rows: Lines of metrics with `stage`, `epoch`, `loss`, `accuracy`, and, if known,
             `test_accuracy`, `removed_macs`, `zero_groups` and `groups`.
     """
     stages = list(dict.fromkeys(row["stage"] for row in rows))
