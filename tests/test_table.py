@@ -27,18 +27,22 @@ def conv(params, x):
     )
 
 
+CALL = ({"w": jnp.ones((3, 3, 2, 2))}, jnp.ones((1, 8, 8, 2)))
+
+
+def called(fast):
+    fast(*CALL)
+    return fast
+
+
 SHOWN = {
     "cost": (lambda: measure.cost(net, PARAMS, X), "3x4"),
     "latencies": (
         lambda: measure.latency({"fast": lambda: X}, repeats=2, round_seconds=0.0),
         "fast",
     ),
-    "tuned": (
-        lambda: sslx.tune(
-            conv, {"w": jnp.ones((3, 3, 2, 2))}, jnp.ones((1, 8, 8, 2)), lowering="rule"
-        ),
-        "3x3x2x2",
-    ),
+    "tuned": (lambda: called(sslx.tune(conv)), "3x3x2x2"),
+    "choices": (lambda: sslx.tune(conv).choices(*CALL), "3x3x2x2"),
     "plan": (lambda: sslx.compact(net)(PARAMS, X).plan, "3x3"),
     "sensitivity": (
         lambda: select.Sensitivity((0.5,), {"layer": np.array([2.0])}, 1.0),
