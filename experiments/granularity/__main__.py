@@ -11,7 +11,7 @@ same command again continues where a killed run stopped. Every seed has a folder
 RUN/seed-N; the report is in RUN/report.
 
 On CIFAR-10 (`cpu` preset, an hour for each seed on 2 cores) accuracy falls with the
-grain at every density; see results/README.md.
+grain at every density; see docs/results/granularity.md.
 """
 
 import dataclasses

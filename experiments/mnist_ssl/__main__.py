@@ -11,7 +11,7 @@ fine-tuning with the zeros kept, then compaction. The report prints the paper's 
 
 Seen on Fashion-MNIST, 2 busy CPU cores: table1 in 48 minutes, 42% of the
 multiply-accumulates left for 0.44 points of accuracy; table2 in 26 minutes, 59% of
-conv2's columns for 0.67; mlp in 4 minutes, 21% for 0.46 (results/README.md).
+conv2's columns for 0.67; mlp in 4 minutes, 21% for 0.46 (docs/results/mnist_ssl.md).
 """
 
 import dataclasses

@@ -6,7 +6,7 @@
 
 Seen on 2 cores: `--preset smoke --curves decay prune`, 20 minutes, PSP and pruning tie;
 CIFAR-10, 45 minutes beside other work, PSP is 0.6 to 0.0 points above pruning at 23 to
-56% of the columns (results/README.md). The paper preset has not been run.
+56% of the columns (docs/results/psp_sweep.md). The paper preset has not been run.
 
 Every point is one training of its own from the baseline: a method, a level (lambda of
 the factors' penalty, or a sparsity) and a seed. The same command again continues where

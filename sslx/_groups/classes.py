@@ -62,9 +62,9 @@ class GroupClass:
         shape: Shape of every array with one entry per group.
         members: The leaves the groups have slices in.
         weight: Multiplier of the class in every penalty.
-        kind: What its groups are, where they were found in a program (`sslx.units`):
-            filter, unit, FFN unit, head, KV group, head width, expert, residual stream,
-            recurrent unit or channel; else empty.
+        kind: For groups that `sslx.units` found, what they are: filter, unit, FFN unit,
+            head, KV group, head width, expert, residual stream, recurrent unit or
+            channel; else empty.
     """
 
     name: str
@@ -91,9 +91,10 @@ class GroupClass:
 
     @property
     def chain(self) -> str:
-        """The layers it has leaves in, in order: `conv1 out -> bn1 -> conv2 in`.
+        """The layers of its leaves, in order: `conv1 out -> bn1 -> conv2 in`.
 
-        A layer is named by the path of its leaves without collection and last part.
+        A layer is named by the path of its leaves, without the collection (first part)
+        and the leaf (last part).
         """
         steps: list[list[str]] = []
         for member in self.members:
@@ -133,7 +134,7 @@ class Groups(Tabular):
 
     Attributes:
         classes: The classes of groups, in the order of the rules that made them.
-        notes: What there is to know about leaves in no group; printed by `describe`.
+        notes: Remarks on leaves that are in no group; printed by `describe`.
     """
 
     classes: tuple[GroupClass, ...]
@@ -172,11 +173,11 @@ class Groups(Tabular):
         return sum(c.count for c in self.classes)
 
     def weighted(self, multipliers: Mapping[str, float | int]) -> "Groups":
-        """The same groups with weights multiplied, as in the layer-wise strengths.
+        """The same groups with class weights multiplied: a penalty strength per layer.
 
         Args:
-            multipliers: Regular expression -> factor. Searched in class names; the
-                first that matches counts, classes that none matches stay as they are.
+            multipliers: Regular expression, searched in class names -> factor. The
+                first match counts; classes without a match keep their weight.
 
         Returns:
             New groups; `self` is unchanged.
@@ -210,8 +211,8 @@ class Groups(Tabular):
             prefix: Path of the part, such as `"params"`.
 
         Returns:
-            The classes with the leaves below `prefix`, whose paths start there; leaves
-            elsewhere (running statistics) are left out, names of classes stay.
+            The classes with their leaves below `prefix` and paths relative to it.
+            Leaves elsewhere (running statistics) are left out; class names stay.
 
         Raises:
             ValueError: No leaf lies there.
@@ -245,10 +246,10 @@ class Groups(Tabular):
         return Groups(classes, self.notes)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dict per class: name, kind, groups, entries of a group, weight, members.
+        """One dict per class: class, kind, groups, entries, weight, members.
 
-        `entries` is the smallest and the largest number; `members` is a chain of
-        layers, `conv1 out -> bn1 -> conv2 in`.
+        `entries` is the smallest and the largest number of entries of a group;
+        `members` is a chain of layers, `conv1 out -> bn1 -> conv2 in`.
         """
         return [
             {
@@ -265,7 +266,7 @@ class Groups(Tabular):
         ]
 
     def describe(self) -> str:
-        """The rows as text of at most 80 columns, and the notes; long lists are cut."""
+        """The rows and notes as text of at most 80 columns; long lists are cut."""
         lines = []
         for row in self.rows():
             low, high = row["entries"]

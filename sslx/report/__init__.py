@@ -1,6 +1,6 @@
-"""Pictures of a sparse network's making, and one self-contained HTML page of them.
+"""Figures of how a sparse network was made, and one self-contained HTML page.
 
-Every picture is made from plain records (dicts, arrays), so that it can be drawn again
+Every figure is drawn from plain records (dicts, arrays), so that it can be drawn again
 from a run folder without the network. Needs the extra `sslx[report]`.
 """
 

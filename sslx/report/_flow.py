@@ -52,9 +52,9 @@ def flow(
         layers: Rows of `Compact.rows()`, in order of execution: `layer`,
             `kernel_before`, `kernel_after` (None where it is gone), `macs_before`,
             `macs_after`.
-        units: The network's `sslx.units`, which say what is a residual stream: a width
-            that several layers write. Without them every layer reads the one before.
-        name: Of the network, for the title.
+        units: The network's `sslx.units`, which tell residual streams, widths that
+            several layers write. Without them every layer reads the one before.
+        name: Name of the network, for the title.
     """
     figure = style.picture(_title(layers, name), 0.75 + 0.235 * len(layers))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))

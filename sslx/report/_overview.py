@@ -17,12 +17,12 @@ def overview(
     title: str,
     batch: int,
 ) -> Figure:
-    """Filters of every layer with the zero ones, without them, and the time per call.
+    """Filters per layer with the zero ones marked, without them, and the time per call.
 
     Args:
         layers: Rows of `Compact.rows()`, in order of execution.
         times: Candidate -> its `median`, `q1` and `q3` in seconds, and its colour.
-        title: What came out.
+        title: The outcome.
         batch: Images per call.
     """
     before = [(layer["kernel_before"] or (0,))[-1] for layer in layers]

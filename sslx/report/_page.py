@@ -15,7 +15,13 @@ from sslx.report import style
 
 @dataclasses.dataclass(frozen=True)
 class Fact:
-    """One large figure at the top of the page: `value`, what it is, what it was."""
+    """One headline number of the page.
+
+    Attributes:
+        value: The number, as text.
+        label: What it is.
+        note: What it was before, or a remark.
+    """
 
     value: str
     label: str
@@ -24,12 +30,12 @@ class Fact:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A heading, a few sentences, a picture and a table, any of the last two.
+    """A part of the page: a heading, text, and optionally a figure and a table.
 
     Attributes:
         title: The heading.
-        text: What there is to see; plain text.
-        figure: The picture.
+        text: What the figure and table show; plain text.
+        figure: The figure.
         rows: The table, one dict per row, all with the same keys.
     """
 
@@ -48,15 +54,15 @@ def page(
     sections: Sequence[Section],
     origin: Mapping[str, Any],
 ) -> pathlib.Path:
-    """Write one HTML file that needs no other: pictures are inside.
+    """Write one self-contained HTML file, with the figures embedded.
 
     Args:
-        path: Where to.
+        path: The file to write; replaced if it exists.
         title: Heading of the page.
-        lead: A sentence or two that say what came out.
-        facts: Large figures below it.
+        lead: One or two sentences on the outcome.
+        facts: Headline numbers below it.
         sections: The body.
-        origin: Command, commit, versions ...: what it takes to make the page again.
+        origin: What it takes to make the page again: command, commit, versions.
 
     Returns:
         The path.

@@ -16,12 +16,12 @@ _AGAIN = "(again)"
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """How one kind of figure is drawn in all panels.
+    """How one kind of value is drawn in all panels.
 
     Attributes:
         label: Its name in the legend.
-        color: Of `sslx.report.style`.
-        shape: Matplotlib's marker.
+        color: A colour of `sslx.report.style`.
+        shape: A marker of Matplotlib.
         hollow: Whether only the outline is drawn.
     """
 
@@ -56,8 +56,8 @@ def ratios(
     Args:
         panels: Panel -> row -> kind -> (median,) or (median, low, high).
         marks: Kind -> how it is drawn; kinds that are in no panel are left out.
-        title: What came out.
-        xlabel: What over what.
+        title: The outcome.
+        xlabel: Which ratio it is.
     """
     shown = {
         kind: mark
@@ -112,8 +112,8 @@ def latency(
     Args:
         rows: Records with `batch`, `name`, `median`, `q1`, `q3` (seconds per call) and
             `speedup`.
-        marks: Name -> what it is called, and its colour.
-        title: What came out.
+        marks: Name -> label and colour.
+        title: The outcome.
     """
     rows = [row for row in rows if _AGAIN not in row["name"]]
     batches = list(dict.fromkeys(row["batch"] for row in rows))
@@ -173,9 +173,9 @@ def rates(
 
     Args:
         panels: Panel -> candidate -> (median, low, high).
-        colors: Candidate -> what it is called, and its colour.
-        title: What came out.
-        xlabel: The rate's unit.
+        colors: Candidate -> label and colour.
+        title: The outcome.
+        xlabel: The unit of the rate.
     """
     counts = [len(rows) for rows in panels.values()]
     figure = style.picture(title, 0.3 + sum(0.4 + 0.22 * n for n in counts))

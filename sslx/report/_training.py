@@ -17,10 +17,10 @@ from sslx.report import style
 
 @style.styled
 def learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Accuracy, loss and sparsity over all stages, laid end to end.
+    """Accuracy, loss and sparsity over all stages, end to end.
 
     Args:
-        rows: Metrics lines with `stage`, `epoch`, `loss`, `accuracy`, and where known
+        rows: Lines of metrics with `stage`, `epoch`, `loss`, `accuracy`, and, if known,
             `test_accuracy`, `removed_macs`, `zero_groups` and `groups`.
     """
     stages = list(dict.fromkeys(row["stage"] for row in rows))
@@ -158,10 +158,10 @@ def norms_over_steps(
     norms: Mapping[str, Sequence[Sequence[float]]] | Mapping[str, np.ndarray],
     xlabel: str = "step",
 ) -> Figure:
-    """How the norms of each layer's groups move while a penalty pulls at them.
+    """Norms of each layer's groups over training steps.
 
     Args:
-        steps: When norms were taken.
+        steps: Steps at which the norms were taken.
         norms: Layer -> one row per step: the norms of its groups, or a few quantiles of
             them, in ascending order. Lines turn red where they reach exactly zero.
         xlabel: What `steps` counts.
@@ -191,7 +191,7 @@ def norms_over_steps(
 def sweep(
     points: Sequence[Mapping[str, Any]], *, parameter: str, reference: float
 ) -> Figure:
-    """What a parameter does: test error above, the share at zero below.
+    """Test error and share of zero groups against the value of a parameter.
 
     Args:
         points: Records with `series` (name), `value` of the parameter (above 0),
@@ -279,11 +279,11 @@ def sensitivity(
     baseline: float,
     label: str = "loss",
 ) -> Figure:
-    """Loss with one class of groups at a time thinned out, a panel per class.
+    """Loss with one class of groups pruned at a time, a panel per class.
 
     Args:
         densities: Shares kept, ascending, below 1.
-        losses: Class -> loss at each density, all other classes being whole.
+        losses: Class -> loss at each density, all other classes whole.
         baseline: Loss with all classes whole.
         label: What the loss is, with unit.
     """
