@@ -11,7 +11,7 @@ import re
 import sslx
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ["IPYKERNEL_CELL_NAME"] = "page.py"  # what source lines name
 
 project = "sslx"
 author = "the sslx authors"
@@ -43,6 +43,7 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 72
 nitpicky = True
@@ -61,6 +62,7 @@ html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {
     "home_page_in_toc": True,
+    "navbar_persistent": [],
     "show_navbar_depth": 1,
     "show_toc_level": 2,
     "use_download_button": False,
