@@ -95,6 +95,23 @@ def struct(array: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=bool(aval.weak_type))
 
 
+def require_function(fn: Any, variables: Any = None) -> None:
+    """Refuse what is no function of `(variables, ...)`.
+
+    Raises:
+      TypeError: `fn` is something else, and what to give instead.
+    """
+    name = type(fn).__name__
+    if callable(fn) and not (hasattr(fn, "init") and hasattr(fn, "apply")):
+        return
+    fix = "give a JAX function of (variables, *args)"
+    if hasattr(fn, "apply"):
+        fix = "give its method, fn.apply"
+    elif callable(variables):
+        fix = "the function comes first, then the variables"
+    raise TypeError(f"fn: got {name}, expected a function; fix: {fix}")
+
+
 def require_word(name: str, got: Any, words: tuple[str, ...]) -> None:
     """Refuse an option that is none of its words.
 

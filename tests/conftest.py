@@ -1,7 +1,8 @@
 """Settings and fixtures shared by all tests.
 
 Tests run on the CPU unless JAX_PLATFORMS says otherwise; tests marked `gpu` are
-skipped where JAX's default backend is not a GPU.
+skipped where JAX's default backend is not a GPU. On the CPU, XLA compiles fast rather
+than well: most of a test's time is compilation.
 """
 
 import os
@@ -9,6 +10,15 @@ from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    os.environ["XLA_FLAGS"] = " ".join(
+        [
+            "--xla_backend_optimization_level=0",
+            "--xla_llvm_disable_expensive_passes=true",
+            "--xla_cpu_use_fusion_emitters=false",
+            os.environ.get("XLA_FLAGS", ""),
+        ]
+    )
 
 import hypothesis
 import jax
@@ -16,10 +26,17 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-hypothesis.settings.register_profile(
-    "default", deadline=None, derandomize=bool(os.environ.get("CI"))
-)
-hypothesis.settings.load_profile("default")
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Try more examples of each law where the slow tests run as well."""
+    quick = "not slow" in config.option.markexpr
+    hypothesis.settings.register_profile(
+        "sslx",
+        deadline=None,
+        derandomize=bool(os.environ.get("CI")),
+        max_examples=20 if quick else 100,
+    )
+    hypothesis.settings.load_profile("sslx")
 
 
 @pytest.fixture

@@ -191,9 +191,15 @@ APPLY: list[Case] = [
 ]
 TUNE: list[Case] = [
     ("no function", lambda: sslx.tune(P, X), T, "fn: got dict, expected a function"),
-    ("lowering", lambda: sslx.tune(net, P, X, lowering="fast"), V, "lowering: got 'fa"),
-    ("none", lambda: sslx.tune(net, P, X, lowering=None), V, "lowering: got None"),
-    ("no data", lambda: sslx.tune(net, P), T, "missing 1 required positional"),
+    ("lowering", lambda: sslx.tune(net, lowering="fast"), V, "lowering: got 'fa"),
+    ("none", lambda: sslx.tune(net, lowering=None), V, "lowering: got None"),
+    ("module", lambda: sslx.tune(DENSE), T, "give its method, fn.apply"),
+    ("nothing", lambda: sslx.tune(None), T, "fn: got NoneType, expected a function"),
+    ("example", lambda: sslx.tune(net, P, X), T, r"fix: .*sslx.tune\(fn\)\(\*args\)"),
+    ("setting", lambda: sslx.tune(net, train=False), T, "argument 'train'"),
+    ("no data", lambda: sslx.tune(net)(P), T, "missing 1 required positional"),
+    ("no data asked", lambda: sslx.tune(net).choices(P), T, "missing 1 required"),
+    ("too much", lambda: sslx.tune(net)(P, X, X, X, X, X), T, "positional arguments"),
 ]
 TABLES = {
     "compact": COMPACT,
@@ -258,7 +264,7 @@ RIGHT: dict[str, Callable[[], Any]] = {
         X
     ),
     "round of numpy": option(round_to=np.int64(2)),
-    "a tuned function": lambda: sslx.compact(sslx.tune(net, P, X))(P, X),
+    "a tuned function": lambda: sslx.compact(sslx.tune(net))(P, X),
     "a jitted function": lambda: sslx.compact(jax.jit(net))(P, X),
 }
 

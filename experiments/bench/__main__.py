@@ -136,7 +136,7 @@ def _stepper(
     """A call that does one step on its own state and data on the device."""
     mesh = loop.device_mesh()
     step = loop.make_step(stage, options, arrays, mesh)
-    step = loop.compiled(step, donate_argnums=0)
+    step = sslx.tune(step, donate_argnums=0)
     state = loop.initial_state(stage, options, mesh)
     images = jax.device_put(arrays.train_images)
     labels = jax.device_put(arrays.train_labels)

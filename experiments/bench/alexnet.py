@@ -173,10 +173,10 @@ def time_stack(name: str, batch: int, seed: int, config: Config) -> dict[str, An
     masked = {k: jnp.asarray(c.masked) for k, c in cases.items()}
     shape = cases["conv1"].dense.lhs
     x = jax.random.normal(jax.random.key(seed), shape)
-    tuned = sslx.tune(stack, full, x, lowering="measure", cache=config.cache)
+    tuned = sslx.tune(stack, lowering="measure", cache=config.cache)
     small = sslx.compact(stack)(masked, x)
     small = small.lowered(x, lowering="measure", cache=config.cache)
-    dense, _ = timing.compiled(tuned.apply, full, x, **tuned.compiler_options)
+    dense = tuned.lower(full, x).compile()
     compact, _ = timing.compiled(
         small.apply, small.variables, x, **small.compiler_options
     )
@@ -199,8 +199,8 @@ def time_stack(name: str, batch: int, seed: int, config: Config) -> dict[str, An
         "seed": seed,
         "mac_ratio": before / after,
         "chosen": {
-            "dense": timing.chosen(tuned),
-            "compact": timing.chosen(small.tuned),
+            "dense": timing.chosen(tuned, full, x),
+            "compact": timing.chosen(small.tuned, small.variables, x),
         },
         "calls": found.as_dict(),
         "speedups": _end_to_end(found),

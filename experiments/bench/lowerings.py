@@ -54,8 +54,8 @@ def convolutions(config: Config) -> Iterator[tuple[str, int, Conv]]:
         network = bench_networks.create(name)
         for batch in config.batches:
             x = jax.ShapeDtypeStruct((batch, *network.shape), "float32")
-            tuned = sslx.tune(network.apply, network.variables, x, lowering="rule")
-            convs = [choice.conv for choice in tuned.choices]
+            tuned = sslx.tune(network.apply)
+            convs = [choice.conv for choice in tuned.choices(network.variables, x)]
             for place in np.sort(rng.permutation(len(convs))[: config.count]):
                 yield name, batch, convs[place]
 

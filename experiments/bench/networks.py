@@ -166,10 +166,11 @@ def time_case(
     default, _ = timing.compiled(apply, variables, x)
     if _bytes(default) > config.memory * _GIB:
         return None
-    tuned = sslx.tune(apply, variables, x, lowering=config.lowering, cache=config.cache)
+    tuned = sslx.tune(apply, lowering=config.lowering, cache=config.cache)
+    choices = tuned.choices(variables, x)
     small = sslx.compact(apply)(zeros, x)
     fast = small.lowered(x, lowering=config.lowering, cache=config.cache)
-    options = {"dense": tuned.compiler_options, "compact": fast.compiler_options}
+    options = {"dense": choices.compiler_options, "compact": fast.compiler_options}
     programs = {
         "dense": (tuned.apply, variables),
         "dense, XLA": (apply, variables),
@@ -198,8 +199,8 @@ def time_case(
         "compile": seconds,
         "options": options,
         "chosen": {
-            "dense": timing.chosen(tuned),
-            "compact": timing.chosen(fast.tuned),
+            "dense": timing.chosen(tuned, variables, x),
+            "compact": timing.chosen(fast.tuned, fast.variables, x),
         },
         "calls": found.as_dict(),
     }

@@ -19,10 +19,10 @@ import scipy.sparse
 from jax.experimental import sparse
 from jaxtyping import Float
 
+import sslx
 from experiments.bench import timing
 from experiments.bench.alexnet_cases import Case
 from experiments.bench.timing import Call
-from sslx import lowering
 from sslx.lowering import Conv
 
 Pairs = list[tuple[np.ndarray, np.ndarray]]
@@ -105,7 +105,7 @@ def _convolutions(pairs: Any) -> list[Any]:
         )
         return [run(p[None], w[None])[0] for p, w in pairs]
 
-    return lowering.by_rule(products).apply(pairs)
+    return sslx.tune(products).apply(pairs)
 
 
 def _faster(pairs: Pairs, expected: list[np.ndarray]) -> Call:

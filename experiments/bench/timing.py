@@ -142,12 +142,13 @@ def fastest(candidates: Mapping[str, Call | Timer], *, timers: bool = False) -> 
     return min(candidates, key=found.median)
 
 
-def chosen(tuned: sslx.Tuned | None) -> dict[str, Any]:
-    """The form of every convolution, and seconds of the programs it was chosen from."""
+def chosen(tuned: sslx.Tuned | None, *args: Any) -> dict[str, Any]:
+    """The form of each convolution of a call; seconds of what it was chosen from."""
     if tuned is None:
         return {}
-    rows = [{k: v for k, v in r.items() if k != "seconds"} for r in tuned.rows()]
-    return {"forms": rows, "programs": dict(tuned.programs)}
+    found = tuned.choices(*args)
+    rows = [{k: v for k, v in r.items() if k != "seconds"} for r in found.rows()]
+    return {"forms": rows, "programs": dict(found.programs)}
 
 
 def check(name: str, found: Any, expected: Any, tolerance: float = 1e-4) -> None:

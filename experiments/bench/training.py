@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import sslx
 from experiments import models
 from experiments.bench import timing, workers
 from experiments.bench.timing import Call, Timer
@@ -75,7 +76,7 @@ def time_network(name: str, config: Config) -> dict[str, Any]:
     x = jnp.asarray(rng.standard_normal((config.batch, 32, 32, 3), np.float32))
     y = jnp.asarray(rng.integers(0, 10, config.batch), jnp.int32)
     start = functools.partial(loop.initial_state, stage, options, loop.device_mesh())
-    fast = steps.compiled(update, donate_argnums=0)
+    fast = sslx.tune(update, donate_argnums=0)
     plain = jax.jit(update, donate_argnums=0)
     expected, found = (
         jax.flatten_util.ravel_pytree(step(start(), x, y).variables["params"])[0]

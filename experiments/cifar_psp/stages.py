@@ -154,7 +154,7 @@ def with_new_statistics(
 
     root = jax.random.key(context.config.seed)
 
-    @loop.compiled
+    @sslx.tune
     def follow(statistics: PyTree[Array], images: Array, step: Array) -> PyTree[Array]:
         now = {**variables, "batch_stats": statistics}
         mutable = ["batch_stats"]

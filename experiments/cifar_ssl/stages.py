@@ -278,10 +278,11 @@ def benchmark(context: Context) -> dict[str, Any]:
     whole = context.small.expand(context.tuned)
     for batch in context.config.benchmark_batches:
         images = context.images(batch)
-        dense = sslx.tune(apply, context.trained, images, lowering=lowering)
+        dense = sslx.tune(apply, lowering=lowering)
+        options = dense.choices(context.trained, images).compiler_options
         small = sslx.compact(apply, lowering=lowering)(whole, images)
         calls = {
-            "dense": (dense.apply, context.trained, dense.compiler_options),
+            "dense": (dense.apply, context.trained, options),
             "compact": (small.apply, small.variables, small.compiler_options),
             "dense, XLA alone": (apply, context.trained, {}),
             "compact, XLA alone": (context.small.apply, context.tuned, {}),

@@ -23,6 +23,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 
+import sslx
 from experiments.data import crops, imagenet_sets
 from experiments.training import loop
 
@@ -230,7 +231,7 @@ class ImageNet:
         batches = self.test_batches()
         workers = min(self.workers, len(batches) // _WORTH_A_WORKER)
 
-        @loop.compiled
+        @sslx.tune
         def hits(
             variables: loop.Variables, images: Array, labels: Array
         ) -> Int[Array, " 2"]:

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
+import sslx
 from experiments.data import image_sets
 from experiments.training import checkpoints
 from experiments.training.metrics import Clock
@@ -33,7 +34,6 @@ from experiments.training.steps import Stage as Stage
 from experiments.training.steps import State as State
 from experiments.training.steps import TrainingError as TrainingError
 from experiments.training.steps import Variables as Variables
-from experiments.training.steps import compiled as compiled
 from experiments.training.steps import make_update as make_update
 from experiments.training.steps import no_sums
 
@@ -111,7 +111,7 @@ def make_evaluate(
     normal = preprocess(arrays)
     images, labels = arrays.test_images, arrays.test_labels
 
-    @compiled
+    @sslx.tune
     def correct(variables: Variables, x: Array, y: Array) -> Array:
         logits = apply(variables, normal(x), train=False)
         return jnp.sum(logits.argmax(-1) == y)
@@ -245,7 +245,7 @@ class _Run:
             self.at = int(self.state.step)
             self.log = MetricsLog(path, check)
         step = source.make_step(stage, options, mesh)
-        self.step = compiled(step, donate_argnums=0)
+        self.step = sslx.tune(step, donate_argnums=0)
         self.observe = jax.jit(stage.observe)
         self.scores = source.make_scores(stage.apply)
         self.clock = Clock(options.checkpoint_every)

@@ -10,8 +10,6 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from sslx import lowering
-
 Apply = Callable[..., Any]  # (variables, images, train=..., mutable=...) as in Linen
 Variables = Mapping[str, Any]
 
@@ -120,12 +118,6 @@ class Source(Protocol):
 
     def make_scores(self, apply: Apply) -> Callable[[Variables], dict[str, float]]:
         """A function from variables to `test_...` figures of all test images."""
-
-
-def compiled(fn: Callable[..., Any], **options: Any) -> Any:
-    """`jax.jit`; on a CPU with convolutions and sums in forms that XLA runs faster."""
-    fast = lowering.by_rule(fn)
-    return jax.jit(fast.apply, compiler_options=dict(fast.compiler_options), **options)
 
 
 def make_update(

@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from sslx._calls import Call, require_count, require_word, struct, take_apart
+from sslx._calls import (
+    Call,
+    require_count,
+    require_function,
+    require_word,
+    struct,
+    take_apart,
+)
 from sslx._compact.analysis.alignment import Alignment
 from sslx._compact.analysis.fixed_point import Look, fixed_point, planned
 from sslx._compact.analysis.liveness import Liveness
@@ -19,7 +26,7 @@ from sslx._compact.analysis.report import KeptZeros, held_back, kept_zeros
 from sslx._compact.analysis.widths import Widths
 from sslx._compact.check import check as compare
 from sslx._compact.compacted import Compact
-from sslx._compact.jaxpr.arguments import read_variables, require_function
+from sslx._compact.jaxpr.arguments import read_variables
 from sslx._compact.jaxpr.masks import Masks
 from sslx._compact.jaxpr.program import Value
 from sslx._compact.jaxpr.state import expressions
@@ -102,9 +109,9 @@ def compact(
     Returns:
       A function of an example call that gives a `Compact`. Its arguments:
 
-      - `variables`: tree of arrays; only these are reduced. Or of
-        `jax.ShapeDtypeStruct`, with `masks`; then the result holds shapes, and its plan
-        shrinks real arrays.
+      - `variables`: tree of arrays; only these are reduced, scalars not: they stay, and
+        count as what they are, not as zero. Or of `jax.ShapeDtypeStruct`, with `masks`;
+        then the result holds shapes, and its plan shrinks real arrays.
       - `*args, **kwargs`: the rest of the call; shapes are enough. Arrays, real and
         complex numbers are traced, as by `jax.jit`; integers, booleans, strings and
         other objects are settings, and a call with another one is traced anew.
@@ -326,10 +333,10 @@ def _fastest(ways: list[Compact], args: Any, kwargs: Any) -> Compact:
     tuned = [way.lowered(*args, lowering="measure", **kwargs) for way in distinct]
     if len(tuned) == 1:
         return tuned[0]
-    programs = {
-        str(k): (way.tuned, take_apart((way.variables, *args), kwargs))
+    calls = {
+        str(k): (way.tuned, (way.variables, *args), kwargs)
         for k, way in enumerate(tuned)
         if way.tuned is not None
     }
-    seconds = program_seconds(programs)
+    seconds = program_seconds(calls)
     return tuned[int(min(seconds, key=seconds.__getitem__))]

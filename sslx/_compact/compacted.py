@@ -24,7 +24,6 @@ from sslx.lowering import (
     Lowering,
     Tuned,
     nonzero_of,
-    tune_sparse,
 )
 
 
@@ -107,7 +106,7 @@ class Compact:
     @property
     def compiler_options(self) -> dict[str, str]:
         """What belongs to the chosen lowering; for `jax.jit`."""
-        return dict(self.tuned.compiler_options) if self.tuned is not None else {}
+        return {} if self.tuned is None else self.tuned.compiler_options
 
     def lowered(
         self,
@@ -134,9 +133,9 @@ class Compact:
         if lowering == "xla":
             return plain
         leaves, _ = flatten(self.variables)
-        call = take_apart((self.variables, *args), kwargs)
         nonzero = nonzero_of(list(leaves.values()))
-        tuned = tune_sparse(plain.apply, call, nonzero, lowering, cache)
+        tuned = Tuned(plain.apply, lowering, cache, nonzero=nonzero)
+        tuned.choices(self.variables, *args, **kwargs)
         return dataclasses.replace(plain, tuned=tuned)
 
     def with_variables(self, variables: PyTree) -> "Compact":

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
-from sslx._calls import take_apart
+from sslx._calls import require_function, take_apart
 from sslx._compact.analysis.families import Family, families
 from sslx._compact.analysis.fixed_point import fixed_point
 from sslx._compact.analysis.kinds import is_stream, kind_of
 from sslx._compact.analysis.liveness import Liveness, full
-from sslx._compact.jaxpr.arguments import read_variables, require_function
+from sslx._compact.jaxpr.arguments import read_variables
 from sslx._compact.jaxpr.masks import is_region
 from sslx._compact.jaxpr.program import Equation, Value
 from sslx._compact.jaxpr.state import expressions

@@ -1,230 +1,287 @@
-"""`tune`: the fastest exact forms and compiler options for a function."""
+"""`tune`: `jax.jit` with the fastest exact forms and compiler options."""
 
 import dataclasses
 import functools
 import os
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal, get_args
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from sslx import _jax_compat
-from sslx._calls import Call, require_word, struct, take_apart
+from sslx._calls import require_function, require_word, take_apart
+from sslx.lowering import _programs
+from sslx.lowering._choices import Choices, Found
 from sslx.lowering._conv import Columns, Conv
-from sslx.lowering._evaluate import Alive, Ways, lowered
-from sslx.lowering._forms.forms import XLA, Form
-from sslx.lowering._native import direct, llvm
-from sslx.lowering._rule import rule
+from sslx.lowering._evaluate import Ways, lowered
+from sslx.lowering._forms.forms import Form
+from sslx.lowering._nonzero import Nonzero, masks
+from sslx.lowering._settings import Settings, signature, unwrapping
 from sslx.lowering._timings import Cache
-from sslx.measure import latency
-from sslx.measure._table import shape_text, text_table
 
 Lowering = Literal["xla", "rule", "measure"]
-Nonzero = tuple[Columns | None, ...]
-_NO_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """What one convolution was measured to be best computed as.
-
-    Attributes:
-      name: the scope it stands in.
-      conv: the convolution.
-      form: the form taken.
-      seconds: per form that came near, median of the rounds; empty under `"rule"`.
-      times: how often the function has this very convolution.
-    """
-
-    name: str
-    conv: Conv
-    form: Form
-    seconds: Mapping[Form, float]
-    times: int = 1
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Tuned:
-    """A function with the forms of its convolutions and the compiler options chosen.
+    """What `tune` returns: a compiled function, and how it computes its convolutions.
 
-    Compared and hashed as an object; it is pickled if its function can be.
+    `print` shows what was chosen so far. Compared and hashed as an object; it is
+    pickled if its function can be, along with what was measured.
 
     Attributes:
       fn: the original function.
       lowering: how forms are chosen.
-      choices: one per distinct convolution, in order of execution.
-      compiler_options: what to give to `jax.jit`; they do nothing inside another jit.
-      programs: under `"measure"`, seconds of the whole function per way to lower it, of
-        which the fastest was taken.
-      reductions: whether sums over leading axes are products with ones, pools the sum
-        or maximum of shifted slices, and channels moved by machine code, all of which
-        is faster on a CPU.
-      nonzero: per array of the call, which entries may differ from zero.
+      cache: folder of the timings; None is the default one.
+      options: of `jax.jit`.
+      nonzero: per array, in order of the call's, which entries may differ from zero;
+        arrays beyond its end may be nonzero everywhere.
+      known: measured earlier, for example in another process. Calls that have no other
+        convolutions take these choices in place of a measurement.
     """
 
     fn: Callable[..., Any]
-    lowering: Lowering
-    choices: tuple[Choice, ...]
-    compiler_options: Mapping[str, str]
-    programs: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    reductions: bool = False
+    lowering: Lowering = "rule"
+    cache: str | os.PathLike[str] | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     nonzero: Nonzero = ()
-
-    def apply(self, *args: Any, **kwargs: Any) -> Any:
-        """`fn(*args, **kwargs)`, traced anew, in the chosen forms.
-
-        Convolutions that were not seen when the choice was made, such as those of
-        another batch size, take the form of the rule.
-        """
-        if self.lowering == "xla":
-            return self.fn(*args, **kwargs)
-        call = take_apart(args, kwargs)
-        known = {choice.conv: choice.form for choice in self.choices}
-
-        def choose(conv: Conv, name: str) -> Form:
-            del name
-            return known.get(conv) or default_form(conv)
-
-        masks = _masks(self.nonzero)
-        ways = Ways(choose, self.reductions)
-        return lowered(_flat(self.fn, call), ways, masks)(*call.arrays)
+    known: Choices | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """`fn(*args, **kwargs)`, compiled with the options; settings are static.
+        """`fn(*args, **kwargs)`, compiled.
 
-        Within another function that JAX traces it has no options of its own.
+        Inside another function that JAX traces, that function's compiler options hold
+        and nothing is measured: a call that was not measured before takes the forms
+        known for its convolutions, else the rule's, and keeps them as long as JAX
+        keeps that trace.
         """
-        numbers = tuple(k for k, x in enumerate(args) if _is_setting(x))
-        names = tuple(name for name, x in kwargs.items() if _is_setting(x))
-        inner = _jax_compat.is_tracing()
-        run = self._compiled.get((numbers, names, inner))
-        if run is None:
-            run = self._compiled[numbers, names, inner] = jax.jit(
-                self.apply,
-                static_argnums=numbers,
-                static_argnames=names,
-                compiler_options=None if inner else dict(self.compiler_options),
-            )
-        return run(*args, **kwargs)
+        return self._compiled(args, kwargs)(*args, **kwargs)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k != "_compiled"}
+    def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
+        """`jax.jit(fn).lower`: for ahead-of-time compilation; shapes are enough."""
+        return self._compiled(args, kwargs).lower(*args, **kwargs)
 
-    @functools.cached_property
-    def _compiled(self) -> dict[Any, Callable[..., Any]]:
-        return {}
+    def apply(self, *args: Any, **kwargs: Any) -> Any:
+        """`fn(*args, **kwargs)` in the chosen forms, for a `jax.jit` of your own.
+
+        It is traced at every call and never measures; `choices` does.
+
+        >>> run = jax.jit(fast.apply, compiler_options=fast.compiler_options)
+        """
+        return self._run(None, args, kwargs)
+
+    def choices(self, *args: Any, **kwargs: Any) -> Choices:
+        """How a call is computed; chosen now if it is the first one of its shapes.
+
+        Args:
+          *args: a call; shapes are enough.
+          **kwargs: more of the call.
+        """
+        given = self._static.wrap(args, kwargs)
+        key = signature(*given) if self.lowering == "measure" else None
+        if key in self._made:
+            return self._made[key]
+        fn, call = unwrapping(self.fn), take_apart(*given)
+        found = _programs.convolutions(fn, call, masks(self.nonzero))
+        if self.lowering != "measure":
+            return self._note(found)
+        made = None if self.known is None else self.known.serving(found)
+        if made is None and _jax_compat.is_tracing():
+            form, reductions = self._ways(None)
+            return Choices.of(found, form, self.compiler_options, reductions)
+        if made is None:
+            made = self._measured(found, args, kwargs)
+        self._made[key] = made
+        return made
+
+    @property
+    def compiler_options(self) -> dict[str, str]:
+        """For a `jax.jit` of `apply`: the rule's, or those that were measured last."""
+        return self._compiler_options(self._known())
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the function, as plain lists, numbers and strings.
+        """How it chooses and what it measured; neither function nor `jax.jit` options.
 
         Choices for convolutions with a `precision` of their own are left to the rule.
         """
-        plain = [c for c in self.choices if c.conv.precision is None]
+        known = self._known()
         return {
             "lowering": self.lowering,
-            "compiler_options": dict(self.compiler_options),
-            "programs": dict(self.programs),
-            "reductions": self.reductions,
             "nonzero": [c and c.to_json() for c in self.nonzero],
-            "choices": [
-                {
-                    "name": c.name,
-                    "conv": c.conv.to_json(),
-                    "form": dataclasses.astuple(c.form),
-                    "seconds": [
-                        [dataclasses.astuple(f), s] for f, s in c.seconds.items()
-                    ],
-                    "times": c.times,
-                }
-                for c in plain
-            ],
+            "known": None if known is None else known.to_json(),
         }
 
     @classmethod
     def from_json(cls, fn: Callable[..., Any], data: Mapping[str, Any]) -> "Tuned":
         """The inverse of `to_json`, also after a trip through a file."""
-        choices = [
-            Choice(
-                c["name"],
-                Conv.from_json(c["conv"]),
-                Form(*c["form"]),
-                {Form(*form): seconds for form, seconds in c["seconds"]},
-                c["times"],
-            )
-            for c in data["choices"]
-        ]
-        return cls(
-            fn,
-            data["lowering"],
-            tuple(choices),
-            data["compiler_options"],
-            data["programs"],
-            data["reductions"],
-            tuple(c and Columns.from_json(c) for c in data["nonzero"]),
-        )
+        known = None if data["known"] is None else Choices.from_json(data["known"])
+        nonzero = tuple(c and Columns.from_json(c) for c in data["nonzero"])
+        return cls(fn, data["lowering"], nonzero=nonzero, known=known)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One JSON-able dict per distinct convolution."""
-        return [
-            {
-                "name": c.name,
-                "kernel": c.conv.rhs,
-                "output": (c.conv.lhs[0], *c.conv.out, c.conv.rhs[-1]),
-                "macs": c.conv.macs,
-                "times": c.times,
-                "form": str(c.form),
-                "seconds": {str(form): s for form, s in c.seconds.items()},
-            }
-            for c in self.choices
-        ]
+    def __reduce__(self) -> Any:
+        fields = (self.fn, self.lowering, self.cache, self.options, self.nonzero)
+        return Tuned, (*fields, self._known())
+
+    def __repr__(self) -> str:
+        name = getattr(self.fn, "__qualname__", repr(self.fn))
+        return f"Tuned({name}, lowering={self.lowering!r})"
 
     def __str__(self) -> str:
-        lines = [
-            [
-                c.name or "-",
-                shape_text(c.conv.rhs),
-                f"{c.times}",
-                str(c.form),
-                _gain(c),
-            ]
-            for c in self.choices
-        ]
-        head = ["convolution", "kernel", "times", "form", "XLA's own / form"]
-        options = ", ".join(f"{k}={v!r}" for k, v in self.compiler_options.items())
-        programs = [f"{n}: {1e3 * s:.3f} ms" for n, s in self.programs.items()]
-        ends = [f"compiler options: {options or 'none'}", *programs]
-        return "\n".join([text_table(head, lines), *ends])
+        known = [] if self.known is None else [self.known]
+        distinct = dict.fromkeys(map(str, [*known, *self._made.values()]))
+        nothing = (
+            "everything is left to XLA" if self._is_plain else "nothing chosen yet"
+        )
+        return "\n\n".join([repr(self), *(distinct or [nothing])])
 
+    @functools.cached_property
+    def _static(self) -> Settings:
+        get = self.options.get
+        return Settings.of(self.fn, get("static_argnums"), get("static_argnames"))
 
-def _is_setting(x: Any) -> bool:
-    plain = x is None or isinstance(x, int | str)
-    return plain or (callable(x) and jax.tree_util.all_leaves([x]))
+    @functools.cached_property
+    def _made(self) -> dict[Hashable, Choices]:
+        """By signature under `"measure"`, otherwise by the convolutions of a call."""
+        return {}
 
+    @property
+    def _is_plain(self) -> bool:
+        """Whether XLA gets the function as it is."""
+        ruled = self.lowering == "rule" and not _programs.on_cpu()
+        return ruled or self.lowering == "xla"
 
-def _gain(choice: Choice) -> str:
-    """How much faster than XLA's own form, where both were timed."""
-    own, mine = choice.seconds.get(XLA), choice.seconds.get(choice.form)
-    return f"{own / mine:.2f}x" if own and mine else "-"
+    def _note(self, found: Found) -> Choices:
+        made = _programs.left_to_xla if self._is_plain else _programs.by_rule
+        return self._made.setdefault(tuple(found), made(found))
+
+    def _known(self) -> Choices | None:
+        """All that was measured."""
+        if self.lowering != "measure":
+            return None
+        known = [] if self.known is None else [self.known]
+        return Choices.merged([*known, *self._made.values()])
+
+    def _ways(self, choices: Choices | None) -> tuple[Callable[[Conv], Form], bool]:
+        """Of a call; without choices of its own, by what is known and the rule."""
+        choices = self._known() if choices is None else choices
+        if choices is None:
+            return _programs.default_form, _programs.on_cpu()
+        known = choices.by_conv
+
+        def form(conv: Conv) -> Form:
+            return known[conv].form if conv in known else _programs.default_form(conv)
+
+        return form, choices.reductions
+
+    def _measured(
+        self, found: Found, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Choices:
+        """The fastest whole program among XLA's, the rule's and the measured ones."""
+        ways = _programs.candidates(found, Cache(self.cache))
+        settings = self._static.among(args, kwargs)
+        runs = {n: self._jit(way, settings, donate=False) for n, way in ways.items()}
+        calls = {name: (run, args, kwargs) for name, run in runs.items()}
+        seconds = _programs.program_seconds(calls)
+        best = min(seconds, key=seconds.__getitem__)
+        return dataclasses.replace(ways[best], programs=seconds)
+
+    @functools.cached_property
+    def _jitted(self) -> dict[Hashable, Any]:
+        return {}
+
+    def _compiled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The jitted function for a call."""
+        inside = _jax_compat.is_tracing()
+        choices = key = None
+        if self.lowering == "measure":
+            key = signature(*self._static.wrap(args, kwargs))
+            choices = self._made.get(key)
+            if choices is None and not inside:
+                choices = self.choices(*args, **kwargs)
+        settings = self._static.among(args, kwargs)
+        place = settings, inside, None if choices is None else key
+        if place not in self._jitted:
+            self._jitted[place] = self._jit(choices, settings, inside=inside)
+        return self._jitted[place]
+
+    def _jit(
+        self,
+        choices: Choices | None,
+        settings: Settings,
+        *,
+        inside: bool = False,
+        donate: bool = True,
+    ) -> Any:
+        @functools.wraps(self.fn, updated=())
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return self._run(choices, args, kwargs)
+
+        options = dict(self.options)
+        if not donate:
+            options |= {"donate_argnums": None, "donate_argnames": None}
+        options["static_argnums"], options["static_argnames"] = settings
+        options["compiler_options"] = (
+            None if inside else self._compiler_options(choices)
+        )
+        return jax.jit(run, **options)
+
+    def _compiler_options(self, choices: Choices | None) -> dict[str, str]:
+        own = self.options.get("compiler_options") or {}
+        if self._is_plain:
+            return dict(own)
+        chosen = _programs.option_sets()[-1]
+        if choices is not None:
+            chosen = choices.compiler_options
+        return {**chosen, **own}
+
+    def _run(
+        self,
+        choices: Choices | None,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        """The function, evaluated in the forms of these choices, or of known ones."""
+        if self._is_plain:
+            return self.fn(*args, **kwargs)
+        given = self._static.wrap(args, kwargs)
+        if choices is None and self.lowering == "measure":
+            choices = self._made.get(signature(*given))
+        form, reductions = self._ways(choices)
+        found: Found = []
+
+        def noted(conv: Conv, name: str) -> Form:
+            found.append((name, conv))
+            return form(conv)
+
+        call = take_apart(*given)
+        flat = _programs.flat(unwrapping(self.fn), call)
+        run = lowered(flat, Ways(noted, reductions), masks(self.nonzero))
+        out = run(*call.arrays)
+        if self.lowering == "rule":
+            self._note(found)
+        return out
 
 
 def tune(
     fn: Callable[..., Any],
-    *args: Any,
+    *_example: Any,
     lowering: Lowering = "rule",
     cache: str | os.PathLike[str] | None = None,
-    **kwargs: Any,
+    **options: Any,
 ) -> Tuned:
-    """Choose how a function's convolutions are computed, and how it is compiled.
+    r"""`jax.jit` with the fastest exact forms of convolutions and compiler options.
 
-    Every form is exact: the result differs by rounding only. Convolutions are found
-    wherever they stand (`jit`, `scan`, `cond`, `while`, `checkpoint`), those that
-    differentiation made included, so `fn` may be a whole training step: tune
-    `jax.grad(loss)` rather than differentiate what was tuned, whose derivatives are
-    XLA's. On a CPU sums, pools and moved channels take faster forms too, and programs
-    of more than 32 MiB of intermediate results gain by `sslx.keep_memory`.
+    The result is called like `jax.jit(fn)`: the first call with arguments of new shapes
+    traces `fn`, chooses and compiles. It computes
+
+    $$\mathrm{tune}(f)(x) = f(x)$$
+
+    up to rounding. Convolutions are found wherever they stand (`jit`, `scan`, `cond`,
+    `while`, `checkpoint`), those that differentiation made included, so `fn` may be a
+    whole training step: tune `jax.grad(loss)` rather than differentiate what was tuned,
+    whose derivatives are XLA's. On a CPU, sums, pools and moved channels take faster
+    forms too, and programs of more than 32 MiB of intermediate results gain by
+    `sslx.keep_memory`.
 
     What follows a convolution entry by entry (bias, norm with fixed statistics,
     residual, ReLU: `+ - * / max min` with numbers, one value per filter, or an array
@@ -244,204 +301,44 @@ def tune(
 
     Args:
       fn: any JAX function.
-      *args: an example call; shapes are enough. Real and complex numbers are traced
-        like arrays, as by `jax.jit`; integers, booleans and strings are settings.
       lowering: `"rule"` takes forms and options by a rule for CPUs, and leaves other
-        devices to XLA; `"measure"` times the candidates of every convolution, and then
-        whole programs, here and now; `"xla"` leaves everything to XLA.
-      cache: folder of the timings of convolutions, which are used again; by default
-        `$XDG_CACHE_HOME/sslx` or `~/.cache/sslx`.
-      **kwargs: more of the call.
+        devices to XLA; `"measure"` times the candidates of every convolution, then
+        whole programs, at the first call of each shape (seconds to minutes); `"xla"`
+        leaves everything to XLA.
+      cache: folder in which the timings of convolutions are kept for later processes;
+        by default `$XDG_CACHE_HOME/sslx` or `~/.cache/sslx`.
+      **options: of `jax.jit`, such as `donate_argnums` or `in_shardings`. Integers,
+        booleans, strings, functions and None are static arguments without being named;
+        `static_argnums` and `static_argnames` add others.
 
     Returns:
-      A `Tuned`, which is called like `fn`.
+      A `Tuned`; `choices` shows how a call is computed, `apply` is for a `jax.jit` of
+      your own.
 
     Raises:
-      TypeError: `fn` is no function.
-      ValueError: the cache is damaged, or there is no such lowering.
+      TypeError: `fn` is no function; an example call is given; `jax.jit` has no such
+        option.
+      ValueError: there is no such lowering; when called, the cache is damaged.
 
     Example:
-      >>> fast = sslx.tune(model.apply, variables, x, lowering="measure")
+      >>> fast = sslx.tune(model.apply)
       >>> y = fast(variables, x)
+      >>> print(fast)
+      >>> step = sslx.tune(step, donate_argnums=0)
     """
-    return tune_sparse(fn, take_apart(args, kwargs), (), lowering, cache)
-
-
-def by_rule(fn: Callable[..., Any]) -> Tuned:
-    """`tune` without an example call: the rule decides whenever `apply` is traced.
-
-    For training steps and whatever else is jitted with options of its own:
-
-    >>> fast = sslx.lowering.by_rule(step)
-    >>> step = jax.jit(
-    ...     fast.apply, donate_argnums=0, compiler_options=fast.compiler_options
-    ... )
-    """
-    _say_what_is_missing()
-    lowering: Lowering = "rule" if _on_cpu() else "xla"
-    return Tuned(fn, lowering, (), option_sets()[-1], reductions=_on_cpu())
-
-
-def tune_sparse(
-    fn: Callable[..., Any],
-    call: Call,
-    nonzero: Nonzero,
-    lowering: Lowering,
-    cache: str | os.PathLike[str] | None,
-) -> Tuned:
-    """`tune` for arrays some of whose entries are known to stay zero."""
-    if not callable(fn):
-        raise TypeError(f"fn: got {type(fn).__name__}, expected a function")
+    require_function(fn)
+    if _example:
+        raise TypeError(
+            "tune takes a function only; fix: call what it returns, "
+            "sslx.tune(fn)(*args)"
+        )
     require_word("lowering", lowering, get_args(Lowering))
-    plain = Tuned(fn, lowering, (), {}, nonzero=nonzero)
-    if lowering == "xla":
-        return plain
-    _say_what_is_missing()
-    found = convolutions(fn, call, _masks(nonzero))
-    if lowering == "rule":
-        choices = _choices(found, default_form)
-        return dataclasses.replace(by_rule(fn), choices=choices, nonzero=nonzero)
-    return _measured(plain, call, found, Cache(cache))
-
-
-def _measured(
-    plain: Tuned, call: Call, found: list[tuple[str, Conv]], cache: Cache
-) -> Tuned:
-    """The fastest whole program among XLA's, the rule's and the measured ones."""
-    ways: dict[str, Tuned] = {}
-    for options in option_sets():
-        seconds = {conv: cache.timings(conv, options) for _, conv in found}
-        forms = {
-            "xla": {conv: XLA for conv in seconds},
-            "rule": {conv: default_form(conv) for conv in seconds},
-            "measured": {
-                conv: min(s, key=s.__getitem__) for conv, s in seconds.items()
-            },
-        }
-        label = "without YNN" if options else "default options"
-        for name, chosen in forms.items():
-            choices = _choices(found, chosen.__getitem__, seconds.__getitem__)
-            ways[f"{name}, {label}"] = dataclasses.replace(
-                plain,
-                choices=choices,
-                compiler_options=options,
-                reductions=name != "xla" and _on_cpu(),
-            )
-    distinct = {
-        (
-            tuple(c.form for c in way.choices),
-            tuple(way.compiler_options),
-            way.reductions,
-        ): name
-        for name, way in ways.items()
-    }
-    programs = {name: (ways[name], call) for name in distinct.values()}
-    seconds = program_seconds(programs)
-    best = min(seconds, key=seconds.__getitem__)
-    return dataclasses.replace(ways[best], programs=seconds)
-
-
-def program_seconds(programs: Mapping[str, tuple[Tuned, Call]]) -> dict[str, float]:
-    """Seconds of whole calls, side by side; arrays given as shapes are zeros."""
-    calls = {}
-    for name, (tuned, call) in programs.items():
-        args, kwargs = call.rebuild([_concrete(x) for x in call.arrays])
-        calls[name] = functools.partial(tuned, *args, **kwargs)
-    times = latency(calls, repeats=9, warmup=2)
-    return {name: times[name].median for name in calls}
-
-
-def _choices(
-    found: list[tuple[str, Conv]],
-    form: Callable[[Conv], Form],
-    seconds: Callable[[Conv], Mapping[Form, float]] = lambda conv: {},
-) -> tuple[Choice, ...]:
-    names: dict[Conv, list[str]] = {}
-    for name, conv in found:
-        names.setdefault(conv, []).append(name)
-    return tuple(
-        Choice(scopes[0], conv, form(conv), seconds(conv), len(scopes))
-        for conv, scopes in names.items()
-    )
-
-
-@functools.cache
-def option_sets() -> list[dict[str, str]]:
-    """The compiler options worth trying on this backend, the rule's choice last."""
-    if not _on_cpu():
-        return [{}]
     try:
-        with _jax_compat.compile_time():
-            jax.jit(lambda x: x + 1, compiler_options=_NO_YNN)(0.0)
-    except jax.errors.JaxRuntimeError:
-        return [{}]
-    return [{}, _NO_YNN]
-
-
-def _concrete(array: Any) -> Any:
-    if not isinstance(array, jax.ShapeDtypeStruct):
-        return array
-    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        return jnp.broadcast_to(jax.random.key(0), array.shape)
-    return jnp.zeros(array.shape, array.dtype)
-
-
-def nonzero_of(leaves: Sequence[Any]) -> Nonzero:
-    """Per array, the entries that are not zero, where whole lines of it are."""
-    return tuple(_nonzero(leaf) for leaf in leaves)
-
-
-def _nonzero(leaf: Any) -> Columns | None:
-    if isinstance(leaf, jax.ShapeDtypeStruct) or leaf.ndim < 3:
-        return None
-    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-        return None
-    mask = np.asarray(leaf != 0)
-    lines = any(not mask.any(axis).all() for axis in range(mask.ndim))
-    return Columns.of(mask) if lines else None
-
-
-def _masks(nonzero: Nonzero) -> list[Alive]:
-    return [None if entries is None else entries.mask for entries in nonzero]
-
-
-def _flat(fn: Callable[..., Any], call: Call) -> Callable[..., Any]:
-    return lambda *arrays: call.run(fn, arrays)
-
-
-def default_form(conv: Conv) -> Form:
-    """The rule's form where the rule holds: on a CPU; else XLA's."""
-    return rule(conv) if _on_cpu() else XLA
-
-
-def _say_what_is_missing() -> None:
-    if _on_cpu() and llvm.llvm is None:
-        _warn_once()
-
-
-@functools.cache
-def _warn_once() -> None:
-    warnings.warn(
-        f"convolutions take forms of XLA, which are slower: {direct.MISSING}",
-        RuntimeWarning,
-        stacklevel=5,
-    )
-
-
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
-
-
-def convolutions(
-    fn: Callable[..., Any], call: Call, alive: Sequence[Alive] = ()
-) -> list[tuple[str, Conv]]:
-    """Every convolution of a call, with its scope."""
-    found: list[tuple[str, Conv]] = []
-
-    def note(conv: Conv, name: str) -> Form:
-        found.append((name, conv))
-        return XLA
-
-    shapes = [struct(x) for x in call.arrays]
-    jax.eval_shape(lowered(_flat(fn, call), Ways(note), alive), *shapes)
-    return found
+        jax.jit(fn, **options)
+    except TypeError as error:
+        error.add_note(
+            "tune passes on what it does not know to jax.jit; fix: give the arguments "
+            "of fn to what tune returns, sslx.tune(fn)(*args, **kwargs)"
+        )
+        raise
+    return Tuned(fn, lowering, cache, options)

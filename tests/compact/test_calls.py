@@ -42,7 +42,7 @@ def test_numbers_are_traced_once_and_typed_weakly(value: Any) -> None:
     params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), parameters())
     x = X.astype(jnp.bfloat16)
     small = sslx.compact(fn)(params, x, value)
-    tuned = sslx.tune(fn, params, x, value)
+    tuned = sslx.tune(fn)
     tuned(params, x, value)
     counts.clear()
     for k in (1, 2, 4):
@@ -65,7 +65,7 @@ def test_settings_are_not_traced(setting: Any) -> None:
     np.testing.assert_allclose(got, fn(parameters(), X, setting), rtol=1e-6)
 
 
-@pytest.mark.parametrize("take", [sslx.compact, sslx.units])
+@pytest.mark.parametrize("take", [sslx.compact, sslx.tune, sslx.units])
 def test_a_number_in_control_flow_is_refused_with_the_fix(take: Any) -> None:
     fn = lambda p, x, rate: net(p, x) if rate > 0 else x
     with pytest.raises(jax.errors.TracerBoolConversionError) as error:
@@ -89,7 +89,7 @@ def scoped(p: Any, x: Any) -> Any:
 
 def test_name_scopes_survive() -> None:
     small = sslx.compact(scoped)(parameters(), X)
-    tuned = sslx.tune(scoped, parameters(), X)
+    tuned = sslx.tune(scoped)
     for fn, variables in (
         (small.apply, small.variables),
         (tuned.apply, parameters()),
@@ -214,11 +214,11 @@ def test_a_compact_network_is_no_pickle_and_is_copied() -> None:
 
 
 def test_a_tuned_function_is_pickled_with_its_function() -> None:
-    tuned = sslx.tune(net, parameters(), X)
+    tuned = sslx.tune(net)
     tuned(parameters(), X)
     again = pickle.loads(pickle.dumps(tuned))
     np.testing.assert_array_equal(again(parameters(), X), tuned(parameters(), X))
-    assert copy.deepcopy(tuned).choices == tuned.choices
+    assert copy.deepcopy(tuned).fn is tuned.fn
     assert tuned == tuned and tuned != again and len({tuned, again}) == 2
 
 

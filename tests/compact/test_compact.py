@@ -29,9 +29,9 @@ def make(name: str, dead: float, dtype=np.float32, kernels: str = "conv"):
 
 SLOW = [
     pytest.param(name, marks=pytest.mark.slow)
-    for name in ("resnet32", "resnet56", "resnet110")
+    for name in ("resnet20", "resnet32", "resnet56", "resnet110")
 ]
-MODELS = ["lenet", "convnet", "resnet20", *SLOW]
+MODELS = ["lenet", "convnet", "resnet8", *SLOW]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -58,7 +58,7 @@ def test_output_is_that_of_the_zeroed_network_in_float64(name: str, x64) -> None
 def test_training_mode_and_its_new_statistics_are_those_of_the_zeroed_network(
     x64,
 ) -> None:
-    model, variables, x = make("resnet20", 0.4, np.float64, kernels="conv1")
+    model, variables, x = make("resnet8", 0.4, np.float64, kernels="conv1")
     small = sslx.compact(model.apply)(variables, x)
     kwargs = {"train": True, "mutable": ["batch_stats"]}
     want, stats = jax.jit(functools.partial(model.apply, **kwargs))(variables, x)
@@ -72,14 +72,14 @@ def test_training_mode_and_its_new_statistics_are_those_of_the_zeroed_network(
 
 
 def test_a_layer_whose_kernel_alone_is_zero_disappears(x64) -> None:
-    model, variables, x = make("resnet20", 0.0, np.float64)
-    block = variables["params"]["stage1_2"]
+    model, variables, x = make("resnet8", 0.0, np.float64)
+    block = variables["params"]["stage1_1"]
     block["conv1"]["kernel"] = jnp.zeros_like(block["conv1"]["kernel"])
     small = sslx.compact(model.apply)(variables, x)
     convs = [str(e) for e in equations(small, x) if "conv_general" in str(e.primitive)]
-    assert len(convs) == 21 - 2
-    want = model.apply(variables, x)
-    assert relative_error(small.apply(small.variables, x), want) < 1e-12
+    assert len(convs) == 9 - 2
+    want = jax.jit(model.apply)(variables, x)
+    assert relative_error(jax.jit(small.apply)(small.variables, x), want) < 1e-12
 
 
 def equations(small, x):
@@ -88,14 +88,14 @@ def equations(small, x):
 
 @pytest.mark.parametrize("kernels", ["conv1", "nothing"])
 def test_nothing_is_moved_at_run_time_where_operands_agree(kernels: str) -> None:
-    model, variables, x = make("resnet20", 0.5, kernels=kernels)
+    model, variables, x = make("resnet8", 0.5, kernels=kernels)
     small = sslx.compact(model.apply, constants="keep")(variables, x)
     names = {e.primitive.name for e in equations(small, x)}
     assert not names & {"gather", "scatter", "scatter-add", "slice", "copy"}
 
 
 def test_alignment_decides_between_moving_and_keeping() -> None:
-    model, variables, x = make("resnet20", 0.5)
+    model, variables, x = make("resnet8", 0.5)
     moves = {}
     for alignment in ("align", "scatter"):
         options = {"alignment": alignment, "constants": "keep"}
@@ -106,7 +106,7 @@ def test_alignment_decides_between_moving_and_keeping() -> None:
 
 
 def test_shapes_and_masks_give_the_same_plan_as_arrays() -> None:
-    model, variables, x = make("resnet20", 0.5)
+    model, variables, x = make("resnet8", 0.5)
     small = sslx.compact(model.apply)(variables, x)
     groups = sslx.groups(
         variables, {"kernel": sslx.FILTER | sslx.CHANNEL, ".*": sslx.FILTER}
@@ -138,12 +138,12 @@ def test_files_hold_the_network_without_pickle(tmp_path) -> None:
     assert (
         sslx.Plan.from_json(json.loads(json.dumps(small.plan.to_json()))) == small.plan
     )
-    np.testing.assert_array_equal(
-        loaded.apply(loaded.variables, x), small.apply(small.variables, x)
-    )
+    got = jax.jit(loaded.apply)(loaded.variables, x)
+    np.testing.assert_array_equal(got, jax.jit(small.apply)(small.variables, x))
     assert loaded.summary() == small.summary()
+    dense = jax.jit(model.apply)
     np.testing.assert_allclose(
-        model.apply(loaded.expand(), x), model.apply(variables, x), rtol=1e-5, atol=1e-6
+        dense(loaded.expand(), x), dense(variables, x), rtol=1e-5, atol=1e-6
     )
 
 
@@ -263,15 +263,16 @@ def test_random_numbers_inside_the_function() -> None:
 def test_transformations_of_the_reduced_function() -> None:
     model, variables, x = make("lenet", 0.5)
     small = sslx.compact(model.apply)(variables, x)
-    want = model.apply(variables, x)
+    want = jax.jit(model.apply)(variables, x)
     apply, v = small.apply, small.variables
     one = lambda image: apply(v, image[None])[0]
-    np.testing.assert_allclose(jax.vmap(one)(x), want, rtol=1e-4, atol=1e-5)
+    mapped = jax.jit(jax.vmap(one))(x)
+    np.testing.assert_allclose(mapped, want, rtol=1e-4, atol=1e-5)
     _, scanned = jax.lax.scan(lambda c, image: (c, one(image)), 0, x)
     np.testing.assert_allclose(scanned, want, rtol=1e-4, atol=1e-5)
     loss = lambda v: (jax.checkpoint(apply)(v, x) ** 2).sum()
     full = lambda v: (model.apply(v, x) ** 2).sum()
-    reduced = sslx.apply_plan(small.plan, jax.grad(full)(variables))
+    reduced = sslx.apply_plan(small.plan, jax.jit(jax.grad(full))(variables))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
         jax.jit(jax.grad(loss))(v),

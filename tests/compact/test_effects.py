@@ -160,7 +160,8 @@ def test_compact_and_tuned_functions_do_what_the_dense_one_does(name: str) -> No
     want = logged(jax.jit(net), params, x)
     LOG.clear()
     small = sslx.compact(net)(params, x)
-    tuned = sslx.tune(net, params, x)
+    tuned = sslx.tune(net)
+    tuned.choices(params, x)
     jax.effects_barrier()
     assert not LOG
     assert logged(jax.jit(small.apply), small.variables, x) == want

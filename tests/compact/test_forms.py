@@ -326,7 +326,7 @@ np.testing.assert_allclose(got, net(w, x), rtol=1e-4, atol=1e-5)
 
 
 def test_sharded_variables_and_inputs() -> None:
-    env = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    env = dict(os.environ, JAX_NUM_CPU_DEVICES="4")
     ran = subprocess.run(
         [sys.executable, "-c", SHARDED], env=env, capture_output=True, text=True
     )

@@ -79,14 +79,13 @@ def check_tiny(seed: int) -> None:
 SETTINGS = [(a, c) for a in ("auto", "align", "scatter") for c in ("fold", "keep")]
 
 
-@pytest.mark.parametrize("start", range(5020, 5060, 20))
-def test_compaction_of_one_block_is_exact(start: int, x64) -> None:
-    for seed in range(start, start + 20):
+def test_compaction_of_one_block_is_exact(x64) -> None:
+    for seed in range(5020, 5044):
         check_tiny(seed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", [5000, *range(5060, 5400, 20)])
+@pytest.mark.parametrize("start", range(5000, 5400, 20))
 def test_compaction_of_one_block_is_exact_on_many(start: int, x64) -> None:
     for seed in range(start, start + 20):
         check_tiny(seed)

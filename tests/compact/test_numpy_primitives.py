@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 
@@ -65,7 +65,6 @@ def test_nothing_is_made_up_for_other_primitives_and_dtypes() -> None:
 
 
 @given(st.data())
-@settings(max_examples=25, deadline=None)
 def test_uniform_images_are_convolved_exactly(data) -> None:
     rank, parts = data.draw(st.integers(1, 2)), data.draw(st.sampled_from([1, 2]))
     several = st.lists(st.integers(1, 3), min_size=rank, max_size=rank)

@@ -37,12 +37,6 @@ def some_units(units: sslx.Groups, seed: int) -> dict[str, np.ndarray]:
     return factors
 
 
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-}
-
-
 @jax.numpy_rank_promotion("allow")
 def check_law(
     fn: Any, params: Any, x: Any, seed: int, settings: Any = (("align", "fold"),)
@@ -51,7 +45,7 @@ def check_law(
     units = sslx.units(fn)(params, x)
     factors = some_units(units, seed)
     zeroed = sslx.scale(units, params, factors)
-    dense = jax.jit(fn, compiler_options=QUICK)(zeroed, x)
+    dense = jax.jit(fn)(zeroed, x)
     scale = float(jnp.abs(dense).max()) + 1e-30
     for alignment, constants in settings:
         options = {"alignment": alignment, "constants": constants}
@@ -62,7 +56,7 @@ def check_law(
                 ids = np.arange(c.count) if m.ids is None else np.asarray(m.ids)
                 want[m.path][m.kept[0]] &= (ids < 0) | (factors[c.name][ids] > 0)
         check_plan(small, want)
-        got = jax.jit(small.apply, compiler_options=QUICK)(small.variables, x)
+        got = jax.jit(small.apply)(small.variables, x)
         assert float(jnp.abs(dense - got).max()) < 1e-10 * scale
     return units
 
@@ -95,7 +89,7 @@ def test_zeroed_units_are_what_compaction_removes_in_many(seed: int, x64) -> Non
     check_network(seed)
 
 
-PUBLISHED = ("mixer", "vision_transformer", "mobilenet_v2", "split_of_nothing")
+PUBLISHED = ("vision_transformer", "mobilenet_v2", "split_of_nothing")
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,9 @@ def compacted(dead):
     ("dead", "left"),
     [
         (["stage1_1/conv2", "stage3_1/conv1"], (1, 2, 0)),
-        (["stage2_1/conv1", "stage2_1/conv2"], (3, 0, 2)),
+        pytest.param(
+            ["stage2_1/conv1", "stage2_1/conv2"], (3, 0, 2), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_dead_layer_takes_the_other_one_of_its_block_along(dead, left):

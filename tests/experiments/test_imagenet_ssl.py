@@ -224,10 +224,9 @@ def test_two_devices_compute_what_one_does(root, tmp_path):
     script = tmp_path / "sharded.py"
     tests = str(pathlib.Path(__file__).parent)
     script.write_text(SHARDED.format(root=str(ROOT), tests=tests))
-    flags = "--xla_force_host_platform_device_count=2"
     done = subprocess.run(
         [sys.executable, str(script), str(root)],
-        env={**os.environ, "XLA_FLAGS": flags},
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "2"},
         capture_output=True,
         text=True,
         timeout=240,

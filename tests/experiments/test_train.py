@@ -75,7 +75,7 @@ def test_one_step_is_the_textbooks(digits):
         return -picked.mean(), updated["batch_stats"]
 
     params = stage.variables["params"]
-    (loss, stats), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+    (loss, stats), grads = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(params)
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     jax.tree.map(close, new.variables["params"], expected)
@@ -133,13 +133,13 @@ sys.path[:0] = [{root!r}, {tests!r}]
 from experiments.data import image_sets
 from experiments.training import loop
 from test_train import tiny_stage
-options = loop.Options(epochs=4, batch=64, log_every=1, checkpoint_every=0.0)
+options = loop.Options(epochs=2, batch=64, log_every=1, checkpoint_every=0.0)
 loop.fit(tiny_stage(), image_sets.load("digits"), options, pathlib.Path(sys.argv[1]))
 """
 
 
 def test_a_run_that_was_killed_ends_with_the_same_bits(digits, tmp_path):
-    options = Options(epochs=4, batch=64, log_every=1, checkpoint_every=1e9)
+    options = Options(epochs=2, batch=64, log_every=1, checkpoint_every=1e9)
     whole = loop.fit(tiny_stage(), digits, options, tmp_path / "whole")
     script = tmp_path / "killed.py"
     tests = str(pathlib.Path(__file__).parent)
@@ -149,17 +149,17 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(digits, tmp_path):
         [sys.executable, str(script), str(tmp_path / "cut")], stdout=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
-    while not log.exists() or len(log.read_text().splitlines()) < 30:
+    while not log.exists() or len(log.read_text().splitlines()) < 10:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     steps = checkpoints.Checkpoints(tmp_path / "cut" / "checkpoints")
-    assert 0 < steps.latest() < 92
+    assert 0 < steps.latest() < 46
     steps.close()
     rest = loop.fit(tiny_stage(), digits, options, tmp_path / "cut")
     assert_bits(whole, rest)
-    assert len(loop.read_metrics(log)) == 92
+    assert len(loop.read_metrics(log)) == 46
 
 
 def damage(folder: pathlib.Path) -> pathlib.Path:
@@ -288,7 +288,7 @@ def test_four_devices_compute_what_one_does(digits, tmp_path):
     script.write_text(MESH.format(root=str(ROOT), tests=tests))
     done = subprocess.run(
         [sys.executable, str(script)],
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "4"},
         capture_output=True,
         text=True,
         timeout=240,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis.extra import numpy as hnp
 
 from sslx._groups.groups import (
@@ -64,7 +64,6 @@ strengths = st.sampled_from([0.1, 1.0, 2.0])
 
 @ALL
 @given(data=st.data())
-@settings(max_examples=40)
 def test_factor_minimises_over_a_grid(kind, data):
     penalty, step = kind(data.draw(strengths)), data.draw(steps)
     n = data.draw(st.floats(0, 12))
@@ -80,7 +79,6 @@ def test_factor_minimises_over_a_grid(kind, data):
 @ALL
 @BOTH
 @given(data=st.data())
-@settings(max_examples=25)
 def test_prox_satisfies_the_optimality_condition(kind, dtype, data):
     """`0 in z - x + t * dP(z)`, with the l1 term where there is one."""
     penalty, t = kind(data.draw(strengths)), data.draw(steps)
@@ -107,7 +105,6 @@ def test_prox_satisfies_the_optimality_condition(kind, dtype, data):
 
 @CONVEX
 @given(data=st.data())
-@settings(max_examples=25)
 def test_convex_prox_does_not_expand(kind, data):
     penalty, t = kind(data.draw(strengths)), data.draw(steps)
     x, y = data.draw(arrays()), data.draw(arrays())
@@ -275,7 +272,6 @@ def solve_and_look_around(penalty, x, step, aside, inward):
     "penalty", [SparseGroupLasso(1.0, 0.3), GroupElastic(1.0, 0.7), GroupLasso(1.0)]
 )
 @given(st.integers(0, 10_000), st.sampled_from([0.05, 0.3, 1.0, 2.0]))
-@settings(max_examples=20)
 def test_dykstra_leaves_no_better_point_nearby(penalty, seed, step):
     x = uneven((3, 4), seed)
     random = np.random.default_rng(seed)

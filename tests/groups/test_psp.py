@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from jaxtyping import TypeCheckError
 
 import sslx
@@ -205,7 +205,6 @@ def test_chain_is_the_derivative_where_every_gate_is_open():
     st.floats(0, 1),
     st.sampled_from(["class", "global"]),
 )
-@settings(max_examples=30)
 def test_fixed_sparsity_keeps_the_largest(values, sparsity, scope):
     a = jnp.asarray(values, jnp.float32)
     alphas = {"x": a, "y": jnp.full((2, 3), 0.7, jnp.float32)}

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import models
@@ -53,7 +53,6 @@ def test_lenet_by_hand():
     assert found.macs == found.macs_inside, "VALID convolutions have no padding"
 
 
-@settings(max_examples=25)
 @given(
     st.integers(1, 3),
     st.integers(1, 2),

@@ -16,10 +16,6 @@ import sslx
 
 Layout = Literal["...IO", "OI..."]
 Variant = Literal["kernels", "channels"]
-_QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +53,8 @@ def examine(subject: Subject, variant: Variant, **options: Any) -> Outcome:
     dense = perturbed(subject.variables)
     zeroed = with_zeros(dense, subject.layout, variant)
     small = sslx.compact(subject.fn, **options)(zeroed, *subject.args)
-    full = jax.jit(subject.fn, compiler_options=_QUICK)
-    reduced = jax.jit(small.apply, compiler_options=_QUICK)
+    full = jax.jit(subject.fn)
+    reduced = jax.jit(small.apply)
     want = full(zeroed, *subject.args)
     return Outcome(
         small,
@@ -81,8 +77,8 @@ def units_of(subject: Subject, alignment: str = "align") -> tuple[Outcome, int]:
     zeroed = sslx.scale(units, dense, factors)
     small = sslx.compact(subject.fn, alignment=alignment)(zeroed, *args)
     before = sslx.compact(subject.fn, alignment=alignment)(dense, *args)
-    full = jax.jit(subject.fn, compiler_options=_QUICK)
-    reduced = jax.jit(small.apply, compiler_options=_QUICK)
+    full = jax.jit(subject.fn)
+    reduced = jax.jit(small.apply)
     want = full(zeroed, *args)
     outcome = Outcome(
         small,

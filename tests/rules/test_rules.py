@@ -27,7 +27,6 @@ DTYPES = {
     "b": np.bool_,
     "c": np.complex128,
 }
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def random(rng: np.random.Generator, shape: tuple[int, ...], kind: str) -> np.ndarray:
@@ -203,7 +202,7 @@ def check(trials: list[Trial]) -> None:
         run = lambda rows: [
             getattr(t, method)(r) for t, r in zip(trials, rows, strict=True)
         ]
-        return jax.jit(run).lower(rows).compile(compiler_options=QUICK)
+        return jax.jit(run).lower(rows).compile()
 
     arrays, moved, spared, held = zip(*(t.inputs for t in trials), strict=True)
     dense = compiled("dense", list(arrays))

@@ -194,7 +194,6 @@ def test_fisher_is_the_mean_of_squared_slopes_of_examples():
     np.testing.assert_allclose(score, np.mean(each, axis=0), rtol=1e-4)
 
 
-@hypothesis.settings(max_examples=25)
 @hypothesis.given(
     hnp.arrays(np.float32, 9, elements=st.floats(0, 9, width=32, allow_subnormal=False))
 )
@@ -300,7 +299,6 @@ def test_keep_orders_every_kind_of_number(dtype):
         assert set(np.flatnonzero(masks[name])) == set(order[:count].tolist())
 
 
-@hypothesis.settings(max_examples=10)
 @hypothesis.given(choices(), st.booleans(), st.integers(0, 20), OPTIONS)
 def test_keep_keeps_its_promises(case, even, twentieths, options):
     every, scores, costs = build(case)
@@ -327,7 +325,6 @@ def test_keep_keeps_its_promises(case, even, twentieths, options):
     assert spent <= max(density * total * (1 + 1e-5), 0) + forced
 
 
-@hypothesis.settings(max_examples=15)
 @hypothesis.given(choices(), st.integers(0, 20), st.sampled_from(["class", "global"]))
 def test_keep_fills_the_density_to_the_last_group_that_fits(case, twentieths, scope):
     every, scores, costs = build(case)
@@ -345,7 +342,6 @@ def test_keep_fills_the_density_to_the_last_group_that_fits(case, twentieths, sc
         assert (np.concatenate([masks[n] for n in names]) == expected).all()
 
 
-@hypothesis.settings(max_examples=15)
 @hypothesis.given(choices(), st.integers(0, 20), st.integers(0, 20), OPTIONS)
 def test_masks_of_falling_densities_are_nested(case, a, b, options):
     every, scores, costs = build(case)

@@ -66,11 +66,12 @@ class Copies:
 
     def __init__(self, live: Analysis):
         self.live = live
-        self._uniform: dict[tuple[Value, int], Mask] = {}
+        self.forget()
 
     def forget(self) -> None:
-        """The facts have changed."""
-        self._uniform = {}
+        """The facts, or what is needed, have changed."""
+        self._uniform: dict[tuple[Value, int], Mask] = {}
+        self._chains: dict[Equation, list[tuple[Mask, Piece, list[Step]]]] = {}
 
     def terms(self, equation: Equation, axis: int) -> Mask:
         """Terms of a plain sum along an axis that equal one another and are not zero.
@@ -131,6 +132,11 @@ class Copies:
         """The equal terms of a plain sum: which, one of them, and what makes it."""
         if equation.name != "reduce_sum":
             return []
+        if equation not in self._chains:
+            self._chains[equation] = self._found_chains(equation)
+        return self._chains[equation]
+
+    def _found_chains(self, equation: Equation) -> list[tuple[Mask, Piece, list[Step]]]:
         found = []
         for (member,) in self.live.relations[equation].sums:
             same = self.terms(equation, member.axis)

@@ -6,12 +6,15 @@ without axes has one mask of length one.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from sslx._compact.analysis.copies import Copies
+from sslx._compact.analysis.thin_arrays import evaluate, thin_zeros
 from sslx._compact.jaxpr.masks import (
     Mask,
     Masks,
@@ -52,17 +55,32 @@ class Facts:
       constant: slices that do not depend on the inputs; includes the zero ones.
       static: the value is computed from parameters and literals alone.
       weight: it is static, and not from literals only.
+      known: constant slices that literals and zeros alone decide; includes the zero
+        ones, and is no more than these by default.
+      numbers: an array that holds the known slices, of size one along axes where they
+        do not vary; None if they are zero.
     """
 
     zero: Masks
     constant: Masks
     static: bool = False
     weight: bool = False
+    known: Masks = dataclasses.field(default_factory=list)
+    numbers: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        self.known = self.known or self.zero
 
     @property
     def settled(self) -> bool:
         """Whether nothing of it depends on the inputs."""
         return self.static or all(map(every, self.constant))
+
+    def of(self, change: Callable[[Masks], Masks]) -> "Facts":
+        """The same of other slices."""
+        masks = map(change, (self.zero, self.constant, self.known))
+        zero, constant, known = masks
+        return dataclasses.replace(self, zero=zero, constant=constant, known=known)
 
     def agrees(self, other: "Facts") -> bool:
         """Whether it says the same."""
@@ -71,20 +89,27 @@ class Facts:
             flags
             and same(self.zero, other.zero)
             and same(self.constant, other.constant)
+            and same(self.known, other.known)
         )
 
 
 def literal_facts(value: Value) -> Facts:
     """Facts of a literal or of a constant baked into the program."""
-    zero = full(value, False)
-    array = value.literal
-    if np.size(array) <= _LITERAL_LIMIT and jnp.issubdtype(value.dtype, np.number):
-        array = np.asarray(array)
-        nonzero = array != 0
-        axes = range(array.ndim)
-        zero = [~nonzero.any(tuple(b for b in axes if b != a)) for a in axes]
-        zero = _normal(zero or [~nonzero.reshape(1)])
-    return Facts(zero, full(value, True), static=True)
+    facts = Facts(full(value, False), full(value, True), static=True)
+    numeric = jnp.issubdtype(value.dtype, np.number) or value.dtype == bool
+    if not numeric or math.prod(value.shape) > _LITERAL_LIMIT:
+        return facts
+    return _noted(dataclasses.replace(facts, known=full(value, True)), value.array)
+
+
+def _noted(facts: Facts, numbers: Any) -> Facts:
+    """Facts with the numbers of their known slices, of which some may be zero."""
+    numbers = np.asarray(numbers)
+    nonzero, axes = numbers != 0, range(numbers.ndim)
+    zero = [~nonzero.any(tuple(b for b in axes if b != a)) for a in axes]
+    zero = both(facts.known, zero or [~nonzero.reshape(1)])
+    zero = _normal(either(facts.zero, zero))
+    return dataclasses.replace(facts, zero=zero, numbers=numbers)
 
 
 class Liveness:
@@ -178,6 +203,7 @@ class Liveness:
                 if refine is not None:
                     self.relations[eqn] = refine(ins)
                 outs = _forward(eqn, self.relations[eqn], ins)
+                outs = self._with_numbers(eqn, ins, outs)
             self._seen[eqn] = ins
             for value, facts in zip(eqn.outputs, outs, strict=True):
                 self._set(value, facts)
@@ -193,17 +219,37 @@ class Liveness:
             and self._stale.isdisjoint(eqn.outputs)
         )
 
+    def _with_numbers(
+        self, eqn: Equation, ins: list[Facts], outs: list[Facts]
+    ) -> list[Facts]:
+        """Facts of the outputs, those that are known evaluated."""
+        if all(facts.known is facts.zero for facts in outs):
+            return outs
+        operands = [
+            thin_zeros(v) if f.numbers is None else f.numbers
+            for v, f in zip(eqn.inputs, ins, strict=True)
+        ]
+        sure = [self.read(v, f.known) for v, f in zip(eqn.inputs, ins, strict=True)]
+        zero = [facts.zero for facts in outs]
+        made = evaluate(eqn, self.relations[eqn], operands, sure, zero)
+        return [
+            facts if facts.known is facts.zero else _noted(facts, numbers)
+            for facts, numbers in zip(outs, made, strict=True)
+        ]
+
+    def read(self, value: Value, masks: Masks) -> Masks:
+        """Without slices that count as zero because nothing reads them."""
+        unread = self.unread.get(value)
+        return masks if unread is None else without(masks, unread)
+
     def _set(self, value: Value, facts: Facts) -> None:
         unread = self.unread.get(value)
         if unread is not None:
             zero = _normal(either(facts.zero, unread))
-            constant = either(facts.constant, zero)
-            facts = Facts(zero, constant, facts.static, facts.weight)
+            facts = facts.of(lambda masks: either(masks, zero))
         forced = self.forced.get(value)
         if forced is not None:
-            zero = without(facts.zero, forced)
-            constant = without(facts.constant, forced)
-            facts = Facts(zero, constant, facts.static, facts.weight)
+            facts = facts.of(lambda masks: without(masks, forced))
         before = self.facts.get(value)
         if before is None or not before.agrees(facts):
             self.facts[value] = facts
@@ -414,9 +460,9 @@ def label_of(equation: Equation, member: Summed) -> np.ndarray:
 def _forward(eqn: Equation, rel: Relation, ins: list[Facts]) -> list[Facts]:
     outs = []
     for o, value in enumerate(eqn.outputs):
-        sources = [ins[k] for k in rel.made_of(o, len(ins))]
-        static = rel.constant and all(f.static for f in sources)
-        weight = static and any(f.weight for f in sources)
+        sources = rel.made_of(o, len(ins))
+        static = rel.constant and all(ins[k].static for k in sources)
+        weight = static and any(ins[k].weight for k in sources)
         zero, constant = full(value, False), full(value, static)
         for group in rel.zero_groups(o):
             parts = [_carried(eqn, rel, ins[k].zero, k, o) for k in group]
@@ -425,13 +471,18 @@ def _forward(eqn: Equation, rel: Relation, ins: list[Facts]) -> list[Facts]:
             zero = full(value, True)
         zero = _normal(zero)
         if rel.constant and not static:
-            moving = [k for k in rel.made_of(o, len(ins)) if not ins[k].static]
+            moving = [k for k in sources if not ins[k].static]
             parts = [_carried(eqn, rel, ins[k].constant, k, o) for k in moving]
             constant = functools.reduce(both, parts)
             if rel.covers:
                 constant = both(constant, _covered(rel, moving, value, o))
         constant = zero if within(constant, zero) else _normal(either(constant, zero))
-        outs.append(Facts(zero, constant, static, weight))
+        known = zero
+        if constant is not zero and math.prod(value.shape) <= _LITERAL_LIMIT:
+            parts = [_carried(eqn, rel, ins[k].known, k, o) for k in sources]
+            known = _normal(both(functools.reduce(both, parts), constant))
+            known = zero if within(known, zero) else either(known, zero)
+        outs.append(Facts(zero, constant, static, weight, known))
     return outs
 
 

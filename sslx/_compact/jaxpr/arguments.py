@@ -12,23 +12,6 @@ from sslx._calls import as_jax
 from sslx._groups.groups import flatten
 
 
-def require_function(fn: Any, variables: Any = None) -> None:
-    """Refuse what is no function of `(variables, ...)`.
-
-    Raises:
-      TypeError: `fn` is something else, and what to give instead.
-    """
-    name = type(fn).__name__
-    if callable(fn) and not (hasattr(fn, "init") and hasattr(fn, "apply")):
-        return
-    fix = "give a JAX function of (variables, *args)"
-    if hasattr(fn, "apply"):
-        fix = "give its method, fn.apply"
-    elif callable(variables):
-        fix = "the function comes first, then the variables"
-    raise TypeError(f"fn: got {name}, expected a function; fix: {fix}")
-
-
 def read_variables(variables: PyTree, *, values: bool) -> tuple[dict[str, Any], Any]:
     """The leaves of variables by path, as JAX arrays or shapes, and their structure.
 

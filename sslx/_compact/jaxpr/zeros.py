@@ -23,11 +23,13 @@ def _any_along(nonzero: Any, regions: tuple[Any, ...], axis: int) -> Any:
 
 
 def leaf_zeros(leaf: Any, regions: Masks | None = None) -> Masks:
-    """Per axis, the slices that are zero within the product of some regions."""
-    if not (jnp.issubdtype(leaf.dtype, np.number) or leaf.dtype == bool):
+    """Per axis, the slices that are zero within the product of some regions.
+
+    A scalar cannot go; as it stays, and may train, it is not taken for zero.
+    """
+    numeric = jnp.issubdtype(leaf.dtype, np.number) or leaf.dtype == bool
+    if not numeric or leaf.ndim == 0:
         return [np.zeros(n, bool) for n in leaf.shape or (1,)]
-    if leaf.ndim == 0:
-        return [np.asarray(leaf == 0).reshape(1)]
     here = on_host(leaf)
     nonzero = np.asarray(leaf) != 0 if here else leaf != 0
     if regions is None:

@@ -3,13 +3,11 @@
 They are computed from the variables in every call, so that they follow training: a
 bias and the channels that read it cost some multiply-adds per weight, once for all
 images and places. Zero slices are known beforehand, so that a removed filter costs
-nothing, whatever computes it. Of arrays whose values are known, NumPy does what it can
-(see `sslx._compact.jaxpr.numpy_primitives`), JAX the rest.
+nothing, whatever computes it.
 """
 
-import contextlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,11 +17,10 @@ import numpy as np
 from sslx import _jax_compat
 from sslx._calls import on_host
 from sslx._compact.analysis.liveness import Facts, Liveness
+from sslx._compact.analysis.thin_arrays import evaluate, now, thin_zeros, widened
 from sslx._compact.jaxpr import numpy_primitives
 from sslx._compact.jaxpr.masks import Masks, every, uniform, within
 from sslx._compact.jaxpr.program import Equation, Value, build
-from sslx._compact.rules.layout import reshape_groups
-from sslx._compact.rules.relation import Relation
 
 
 class Part(NamedTuple):
@@ -83,12 +80,12 @@ class Carrier:
             elif top.literal is not None:
                 self._values[top] = top.array
             elif self._is_zero(top):
-                self._values[top] = _thin_zeros(top)
+                self._values[top] = thin_zeros(top)
             elif top in self._pending:
                 given = self._pending.pop(top)
                 made = given() if callable(given) else given
                 made = made.full() if isinstance(made, Part) else made
-                self._values[top] = _thin_zeros(top) if made is None else made
+                self._values[top] = thin_zeros(top) if made is None else made
             else:
                 eqn = self._live.producer[top]
                 through = self._passes(eqn)
@@ -96,7 +93,7 @@ class Carrier:
                 if through and missing:
                     stack += missing
                     continue
-                outs = self._outputs(eqn) if through else map(_thin_zeros, eqn.outputs)
+                outs = self._outputs(eqn) if through else map(thin_zeros, eqn.outputs)
                 self._values.update(zip(eqn.outputs, outs, strict=True))
         return self._values[value]
 
@@ -114,12 +111,15 @@ class Carrier:
     def _outputs(self, eqn: Equation) -> list[Any]:
         operands = [self._values[v] for v in eqn.inputs]
         if eqn not in self._live.inner:
-            return evaluate(eqn, self._live.relations[eqn], operands)
+            live = self._live
+            sure = [live.read(v, live.of(v).constant) for v in eqn.inputs]
+            zero = [live.of(v).zero for v in eqn.outputs]
+            return evaluate(eqn, live.relations[eqn], operands, sure, zero)
         (inside,) = self._live.inner[eqn].insides
         traced = any(map(_jax_compat.is_traced, operands))
         if traced and eqn.name == "custom_vjp_call":
             wide = [
-                _widened(x, dict(enumerate(v.shape)))
+                widened(x, dict(enumerate(v.shape)))
                 for v, x in zip(eqn.inputs, operands, strict=True)
             ]
             return eqn.bind([jnp.asarray(x) for x in wide])
@@ -185,148 +185,6 @@ def _taken(array: Any, places: Iterable[np.ndarray]) -> Any:
                 whole = array if host else _jax_compat.whole_along(array, axis)
                 array = take(whole, indices, axis)
     return array
-
-
-def _thin_zeros(value: Value) -> np.ndarray:
-    known = isinstance(value.dtype, np.dtype)
-    return np.zeros((1,) * len(value.shape), value.dtype if known else np.uint32)
-
-
-def now(arrays: Iterable[Any]) -> contextlib.AbstractContextManager:
-    """Compute at once what depends on no traced value, even while tracing."""
-    if any(_jax_compat.is_traced(x) for x in arrays):
-        return contextlib.nullcontext()
-    return _jax_compat.compile_time()
-
-
-def evaluate(eqn: Equation, rel: Relation, operands: list[Any]) -> list[Any]:
-    """One equation on carriers."""
-    if eqn.name == "reshape" and eqn.params.get("dimensions") is None:
-        return [_reshape(eqn, operands[0])]
-    if eqn.name == "broadcast_in_dim":
-        return [_broadcast(eqn, operands[0])]
-    return sized(eqn, rel, operands, [v.shape for v in eqn.inputs])
-
-
-def sized(
-    eqn: Equation, rel: Relation, operands: list[Any], shapes: Sequence[Any]
-) -> list[Any]:
-    """One equation on carriers, perhaps over some terms and results only.
-
-    Args:
-      eqn: the equation; a product without groups where shapes are not its own.
-      rel: its relation.
-      operands: arrays, of size one where they do not vary.
-      shapes: the shapes of the operands, where they are not of size one.
-    """
-    if eqn.name == "conv_general_dilated":
-        made = _convolved(eqn, operands, shapes)
-        if made is not None:
-            return [made]
-    operands = _lined_up(eqn, rel, operands, shapes)
-    made = (
-        numpy_primitives.bind(eqn, operands)
-        if operands and numpy_primitives.on_host(operands)
-        else None
-    )
-    if made is not None:
-        return [made]
-    with now(operands):
-        return eqn.bind([jnp.asarray(x) for x in operands])
-
-
-def _convolved(eqn: Equation, operands: list[Any], shapes: Any) -> Any | None:
-    """A convolution of what does not vary in space."""
-    channels = eqn.params["dimension_numbers"].lhs_spec[1]
-    image = _widened(operands[0], {channels: shapes[0][channels]})
-    kernel = _widened(operands[1], dict(enumerate(shapes[1])))
-    with now(operands):
-        return numpy_primitives.convolve_uniform(eqn, image, kernel)
-
-
-def _widened(array: Any, sizes: Mapping[int, int]) -> Any:
-    """The given axes of an array at the given sizes; on the host if it is there."""
-    shape = tuple(sizes.get(a, n) for a, n in enumerate(np.shape(array)))
-    if shape == np.shape(array):
-        return array
-    if numpy_primitives.on_host([array]):
-        return np.broadcast_to(array, shape)
-    with now([array]):
-        return jnp.broadcast_to(array, shape)
-
-
-def _lined_up(
-    eqn: Equation, rel: Relation, operands: list[Any], shapes: Sequence[Any]
-) -> list[Any]:
-    """Operands at full size, except on axes that merely run along."""
-    if rel.pointwise:
-        there = [np.shape(x) for x in operands if np.ndim(x)]
-        sizes = dict(enumerate(np.broadcast_shapes(*there) if there else ()))
-        return [_widened(x, sizes) if np.ndim(x) else x for x in operands]
-    thin = [_thin_axes(eqn, rel, k) for k in range(len(operands))]
-    if eqn.name == "concatenate":
-        agreed = {a for a in thin[0] if all(np.shape(x)[a] == 1 for x in operands)}
-        thin = [agreed] * len(operands)
-    rows = zip(shapes, operands, thin, strict=True)
-    return [
-        _widened(x, {a: n for a, n in enumerate(shape) if a not in kept})
-        for shape, x, kept in rows
-    ]
-
-
-_ANY_SIZE = {
-    "transpose",
-    "rev",
-    "squeeze",
-    "dot_general",
-    "concatenate",
-    "cumsum",
-    "cumprod",
-    "cummax",
-}
-
-
-def _thin_axes(eqn: Equation, rel: Relation, k: int) -> set[int]:
-    """The axes of an operand along which a primitive takes any size."""
-    if eqn.name == "conv_general_dilated":
-        return {eqn.params["dimension_numbers"].lhs_spec[0]} if k == 0 else set()
-    if eqn.name not in _ANY_SIZE and not eqn.name.startswith("reduce"):
-        return set()
-    plain = [x for x in rel.links if x.in_label is None and x.out_label is None]
-    thin = {x.in_axis for x in plain if x.operand == k}
-    if eqn.name == "dot_general":
-        _, batch = eqn.params["dimension_numbers"]
-        thin -= set(batch[k])
-    if eqn.name == "concatenate":
-        thin.discard(eqn.params["dimension"])
-    return thin - {m.axis for s in rel.sums for m in s if m.operand == k}
-
-
-def _reshaped(array: Any, shape: Sequence[int]) -> Any:
-    if numpy_primitives.on_host([array]):
-        return np.reshape(array, shape)
-    with now([array]):
-        return jnp.reshape(array, shape)
-
-
-def _broadcast(eqn: Equation, operand: Any) -> Any:
-    shape = [1] * len(eqn.outputs[0].shape)
-    for a, b in enumerate(eqn.params["broadcast_dimensions"]):
-        shape[b] = np.shape(operand)[a]
-    return _reshaped(operand, shape)
-
-
-def _reshape(eqn: Equation, operand: Any) -> Any:
-    source, target = eqn.inputs[0].shape, eqn.outputs[0].shape
-    have = np.shape(operand)
-    shape = [1] * len(target)
-    wide: dict[int, int] = {}
-    for left, right in reshape_groups(source, target):
-        if any(have[a] != 1 for a in left):
-            wide.update((a, source[a]) for a in left)
-            for b in right:
-                shape[b] = target[b]
-    return _reshaped(_widened(operand, wide), shape)
 
 
 def flatten_uniform(array: Any) -> Any:

@@ -14,6 +14,7 @@ from sslx._compact.analysis.constants import FoldedTerms, filled, folded
 from sslx._compact.analysis.control_flow import Call, Choice, Scan, While, stacked
 from sslx._compact.analysis.copies import Piece, Step
 from sslx._compact.analysis.liveness import Liveness, full
+from sslx._compact.analysis.thin_arrays import now, sized
 from sslx._compact.jaxpr.masks import (
     Mask,
     Masks,
@@ -27,10 +28,7 @@ from sslx._compact.jaxpr.numpy_primitives import on_host
 from sslx._compact.jaxpr.program import Equation, Value
 from sslx._compact.rewrite.constant_evaluation import (
     Carrier,
-    evaluate,
     flatten_uniform,
-    now,
-    sized,
 )
 from sslx._compact.rewrite.derivatives import Reduced
 from sslx._compact.rules.relation import Relation, Shapes
@@ -200,7 +198,7 @@ class Rewriter:
             with now(arrays):
                 wide = arrays[row.member.operand]
                 arrays[row.member.operand] = _masked(row.mask.reshape(shape), wide)
-            (result,) = evaluate(eqn, rel, arrays)
+            (result,) = sized(eqn, rel, arrays, [v.shape for v in eqn.inputs])
         with now([result]):
             for axis, mask in enumerate(made):
                 if result.shape[axis] == mask.size > 1:

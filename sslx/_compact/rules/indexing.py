@@ -79,7 +79,7 @@ def _gather(equation: Any) -> Relation:
     inexact = jnp.issubdtype(equation.inputs[0].dtype, np.inexact)
     if not inexact or not (fill is None or np.isnan(fill)):
         return rel
-    refine = lambda operands: zeros if operands[0].static else rel
+    refine = lambda operands: zeros if operands[0].weight else rel
     return dataclasses.replace(rel, refine=refine)
 
 

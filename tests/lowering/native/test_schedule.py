@@ -211,7 +211,6 @@ def any_schedule(data: st.DataObject) -> None:
     check(case, machine, kind == "gradient", epilogue)
 
 
-@hypothesis.settings(max_examples=60, deadline=None)
 @hypothesis.given(st.data())
 def test_schedules_are_exact(data: st.DataObject) -> None:
     """In NumPy: every output once, no read outside of an array, the right sums."""
@@ -219,7 +218,7 @@ def test_schedules_are_exact(data: st.DataObject) -> None:
 
 
 @pytest.mark.slow
-@hypothesis.settings(max_examples=3000, deadline=None)
+@hypothesis.settings(max_examples=3000)
 @hypothesis.given(st.data())
 def test_thousands_of_schedules_are_exact(data: st.DataObject) -> None:
     any_schedule(data)

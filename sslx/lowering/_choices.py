@@ -1,0 +1,180 @@
+"""What was chosen for the convolutions of a call."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from sslx.lowering._conv import Conv
+from sslx.lowering._forms.forms import XLA, Form
+from sslx.measure._table import shape_text, text_table
+
+Found = list[tuple[str, Conv]]
+"""The convolutions of a call in order of execution, each with its name scope."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How one convolution is computed.
+
+    Attributes:
+      name: the name scope of its first occurrence.
+      conv: the convolution.
+      form: the form taken.
+      seconds: the median of each form that came near the fastest; empty if not timed.
+      times: how often the call has this very convolution.
+    """
+
+    name: str
+    conv: Conv
+    form: Form
+    seconds: Mapping[Form, float]
+    times: int = 1
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Choices:
+    """How a call is computed; iterates over its `Choice`s.
+
+    Attributes:
+      convolutions: one choice per distinct convolution, in order of execution.
+      compiler_options: for `jax.jit`; they do nothing inside another jit.
+      programs: under `"measure"`, the seconds of the whole call per way to compute it,
+        of which the fastest was taken.
+      reductions: whether sums over leading axes are computed as products with ones,
+        pools as the sum or maximum of shifted slices, and channels moved by machine
+        code, all of which is faster on a CPU.
+    """
+
+    convolutions: tuple[Choice, ...]
+    compiler_options: Mapping[str, str]
+    programs: Mapping[str, float]
+    reductions: bool
+
+    @classmethod
+    def of(
+        cls,
+        found: Found,
+        form: Callable[[Conv], Form],
+        compiler_options: Mapping[str, str],
+        reductions: bool,
+        seconds: Callable[[Conv], Mapping[Form, float]] = lambda conv: {},
+    ) -> "Choices":
+        """Choose by functions of a convolution."""
+        names: dict[Conv, list[str]] = {}
+        for name, conv in found:
+            names.setdefault(conv, []).append(name)
+        convolutions = tuple(
+            Choice(scopes[0], conv, form(conv), seconds(conv), len(scopes))
+            for conv, scopes in names.items()
+        )
+        return cls(convolutions, compiler_options, {}, reductions)
+
+    @classmethod
+    def merged(cls, several: Iterable["Choices"]) -> "Choices | None":
+        """Those of several calls, of which the last decides; None if there are none."""
+        every = list(several)
+        if not every:
+            return None
+        convolutions = {c.conv: c for choices in every for c in choices}
+        return dataclasses.replace(every[-1], convolutions=tuple(convolutions.values()))
+
+    def __iter__(self) -> Iterator[Choice]:
+        return iter(self.convolutions)
+
+    @functools.cached_property
+    def by_conv(self) -> dict[Conv, Choice]:
+        """The choice of each convolution."""
+        return {choice.conv: choice for choice in self}
+
+    def serving(self, found: Found) -> "Choices | None":
+        """Those of another call; None if it has a convolution that is not known."""
+        known = self.by_conv
+        if not all(conv in known for _, conv in found):
+            return None
+        form, seconds = (lambda c: known[c].form), (lambda c: known[c].seconds)
+        options, reductions = self.compiler_options, self.reductions
+        served = Choices.of(found, form, options, reductions, seconds)
+        return dataclasses.replace(served, programs=self.programs)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One JSON-able dict per distinct convolution."""
+        return [
+            {
+                "name": c.name,
+                "kernel": c.conv.rhs,
+                "output": c.conv.shape,
+                "macs": c.conv.macs,
+                "times": c.times,
+                "form": str(c.form),
+                "seconds": {str(form): s for form, s in c.seconds.items()},
+            }
+            for c in self
+        ]
+
+    def __str__(self) -> str:
+        head = ["convolution", "kernel", "output", "times", "form", "XLA's / form"]
+        lines = [
+            [
+                c.name or "-",
+                shape_text(c.conv.rhs),
+                shape_text(c.conv.shape),
+                f"{c.times}",
+                str(c.form),
+                _speedup(c),
+            ]
+            for c in self
+        ]
+        table = [text_table(head, lines)] if lines else ["no convolutions"]
+        options = ", ".join(f"{k}={v!r}" for k, v in self.compiler_options.items())
+        programs = [f"{n}: {1e3 * s:.3f} ms" for n, s in self.programs.items()]
+        return "\n".join([*table, f"compiler options: {options or 'none'}", *programs])
+
+    __repr__ = __str__
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists, numbers and strings.
+
+        Choices for convolutions with a `precision` of their own are left out.
+        """
+        return {
+            "compiler_options": dict(self.compiler_options),
+            "programs": dict(self.programs),
+            "reductions": self.reductions,
+            "convolutions": [
+                {
+                    "name": c.name,
+                    "conv": c.conv.to_json(),
+                    "form": dataclasses.astuple(c.form),
+                    "seconds": [
+                        [dataclasses.astuple(f), s] for f, s in c.seconds.items()
+                    ],
+                    "times": c.times,
+                }
+                for c in self
+                if c.conv.precision is None
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Choices":
+        """The inverse of `to_json`, also after a trip through a file."""
+        convolutions = tuple(
+            Choice(
+                c["name"],
+                Conv.from_json(c["conv"]),
+                Form(*c["form"]),
+                {Form(*form): seconds for form, seconds in c["seconds"]},
+                c["times"],
+            )
+            for c in data["convolutions"]
+        )
+        return cls(
+            convolutions, data["compiler_options"], data["programs"], data["reductions"]
+        )
+
+
+def _speedup(choice: Choice) -> str:
+    """Over XLA's own form, where both were timed."""
+    own, mine = choice.seconds.get(XLA), choice.seconds.get(choice.form)
+    return f"{own / mine:.2f}x" if own and mine else "-"
