@@ -6,7 +6,10 @@ here nor by a reader's browser.
 """
 
 import os
+import pathlib
 import re
+
+from sphinx.errors import ExtensionError
 
 import sslx
 
@@ -97,6 +100,16 @@ for package in (sslx.lowering, sslx.measure, sslx.psp, sslx.select, sslx):
     _publish(package)
 
 
+def _offline(app, exception):
+    """Fail if a page would load anything from elsewhere."""
+    asset = re.compile(r'<(?:script|img|link|iframe)\b[^>]*="((?:https?:)?//[^"]*)"')
+    for page in pathlib.Path(app.outdir).rglob("*.html") if exception is None else ():
+        found = asset.findall(page.read_text(encoding="utf-8"))
+        if found:
+            raise ExtensionError(f"{page} loads {found}")
+
+
 def setup(app):
-    """Connect what reads docstrings."""
+    """Connect what reads docstrings, and what reads the pages."""
     app.connect("autodoc-process-docstring", _docstring)
+    app.connect("build-finished", _offline)
