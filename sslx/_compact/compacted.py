@@ -31,18 +31,19 @@ from sslx.lowering import (
 class Compact:
     """A function and its variables, reduced to what is alive.
 
-    Compared and hashed as an object; it is not pickled, as it holds a function:
-    `sslx.save` and `sslx.load` keep it.
+    Compared and hashed by identity. It is not pickled, since it holds a function; use
+    `sslx.save` and `sslx.load`.
 
     Attributes:
-      variables: the reduced variables; same structure as the original ones.
+      variables: the reduced variables, in the structure of the original ones.
       plan: the kept indices of every leaf.
-      folded: how many entries of the variables, by path, are kept only because constant
-        channels are made of them.
-      held_back: what could not be analysed, and which parameters that keeps whole.
-      kept_zeros: zero slices that stay, so that operands line up.
-      example: the call the function was compacted with, as shapes; None if it was
-        loaded from a file that could not hold it.
+      folded: path -> number of entries that stay only because constant channels are
+        made of them.
+      held_back: equations that could not be analysed, each with its source line and the
+        parameters that it keeps whole.
+      kept_zeros: zero slices that stay so that operands line up, each with its reason.
+      example: the example call as shapes; None if the network was loaded from a file
+        that could not hold it.
       tuned: how `apply` computes its convolutions; None leaves them to XLA.
     """
 
@@ -60,20 +61,20 @@ class Compact:
     def apply(self, variables: PyTree, *args: Any, **kwargs: Any) -> PyTree:
         """What `fn(full variables, *args, **kwargs)` returns.
 
-        The function is traced for every new shape or setting, so wrap it in
-        `jax.jit`. An output leaf whose path ends with the path of a *state* variable
-        of the same shape is its new value and has the reduced shape; all others have
-        the shapes that `fn` gives them. State is what `compact` was told, and the
-        collections that the call names as Linen's `mutable`.
+        The function is traced for every new shape or setting, so wrap it in `jax.jit`.
+        An output leaf whose path ends with the path of a *state* variable of the same
+        shape is its new value, and comes back in the reduced shape; all other outputs
+        come back whole. State is what `compact(state=...)` named, and the collections
+        that the call names as Linen's `mutable=`.
 
         Args:
-          variables: `self.variables`, or anything of the same shapes.
+          variables: `self.variables`, or others of the same structure and shapes.
           *args: as for `fn`; any batch size.
           **kwargs: as for `fn`.
 
         Raises:
           ValueError: if the variables do not fit the plan, or if this call needs slices
-            that the call given to `compact` did not.
+            that the example call did not.
         """
         if self.tuned is not None:
             return self.tuned.apply(variables, *args, **kwargs)
@@ -103,7 +104,7 @@ class Compact:
 
     @property
     def compiler_options(self) -> dict[str, str]:
-        """What belongs to the chosen lowering; for `jax.jit`."""
+        """Compiler options of the chosen lowering, for `jax.jit`."""
         return {} if self.tuned is None else self.tuned.compiler_options
 
     def lowered(
@@ -113,18 +114,18 @@ class Compact:
         cache: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> "Compact":
-        """The same network, its convolutions computed in other exact forms.
+        """The same network, with its convolutions computed in other exact forms.
 
         Columns of kernels that are zero in `self.variables` (`sslx.SHAPE` groups) are
-        not multiplied where a form gains by that, so they must stay zero: train on
-        with `sslx.keep_zeros`.
+        skipped where a form gains by that, so they must stay zero: train on with
+        `sslx.keep_zeros`.
 
         Args:
-          *args: an example call without the variables, such as a batch of the size
-            that matters; shapes are enough.
+          *args: an example call without the variables, at the batch size that matters;
+            shapes are enough.
           lowering: as for `sslx.tune`.
           cache: as for `sslx.tune`.
-          **kwargs: more of the call.
+          **kwargs: keyword arguments of the call.
         """
         require_word("lowering", lowering, get_args(Lowering))
         plain = dataclasses.replace(self, tuned=None)
@@ -140,29 +141,30 @@ class Compact:
         """The same network with other values, such as trained ones, to save or expand.
 
         Args:
-          variables: of the structure and shapes of `self.variables`.
+          variables: values in the structure and shapes of `self.variables`.
 
         Raises:
-          ValueError: they do not fit the plan.
+          ValueError: if they do not fit the plan.
         """
         checked(self.plan, variables)
         return dataclasses.replace(self, variables=variables)
 
     def expand(self, variables: PyTree | None = None) -> PyTree:
-        """Full-size variables with which `fn` gives the same output.
+        """Full-size variables with zeros where slices were removed, for `fn`.
 
-        Removed slices are zero.
+        Args:
+          variables: values in the shapes of `self.variables`, which None stands for.
         """
         variables = self.variables if variables is None else variables
         return expand_plan(self.plan, variables)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Per product: kernel shape, multiply-adds and bytes, before and after."""
+        """One dict per convolution or product: kernel, MACs, bytes, before, after."""
         return summary.rows(self)
 
     def summary(self) -> str:
         """The rows as text, with totals and what was held back."""
-        return summary.text(self)
+        return str(summary.table(self))
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -185,4 +187,4 @@ class Compact:
         return f"Compact({name}: {before:,} -> {after:,} entries, {len(leaves)} leaves)"
 
     def _repr_html_(self) -> str:
-        return summary.html(self)
+        return summary.table(self)._repr_html_()

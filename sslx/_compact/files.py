@@ -34,12 +34,11 @@ _KINDS = {kind.__name__: kind for kind in (dict, OrderedDict, list, tuple)}
 def save(path: str | pathlib.Path, small: Compact) -> None:
     """Write a compact network to a new folder: `compact.json` and `arrays/`.
 
-    A `save` that was killed leaves a hidden folder beside `path`, which the next one
-    removes.
+    A killed `save` leaves a hidden folder beside `path`, which the next `save` removes.
 
     Args:
-      path: the folder to make; it appears only once it is complete.
-      small: what `compact` returned, its variables perhaps trained further.
+      path: the folder to create; it appears only when it is complete.
+      small: what `compact` returned; its variables may have been trained further.
 
     Raises:
       FileExistsError: if the path exists; nothing is overwritten.
@@ -85,14 +84,17 @@ def load(
     Args:
       path: the folder.
       fn: the function that was given to `compact`.
-      like: variables of the original network, arrays or shapes; needed only where they
-        are not made of dictionaries, lists and tuples, and compared with the plan
-        where given.
+      like: variables of the original network, arrays or shapes. Needed only where the
+        variables are not made of dictionaries, lists and tuples; compared with the plan
+        if given.
+
+    Returns:
+      The `Compact` that was saved.
 
     Raises:
-      FileNotFoundError: if there is no such network.
-      ValueError: if a file is damaged, or of another version of the format; if `like`
-        is missing, or not of the network it came from.
+      FileNotFoundError: if the folder holds no compact network.
+      ValueError: if a file is damaged or has another version of the format; if `like`
+        is needed but missing, or belongs to another network.
     """
     path = locatable(path)
     if not ((path / "compact.json").exists() or (path / "arrays").exists()):

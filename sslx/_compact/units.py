@@ -34,34 +34,34 @@ def units(
     pin: str | Sequence[str] = (),
     state: str | Sequence[str] = (),
 ) -> Callable[..., Groups]:
-    """The sets of slices of the variables that have to be removed together.
+    """Find the slices of the variables that can only be removed together.
 
-    A unit is a channel with all it is made of: the filters that produce it, the scales
-    and biases of its norms, the input channels of all its readers, through residual
-    adds, concatenations, attention heads and shared weights. If all entries of any
-    units are zero, `compact` removes just these slices; with a part of a unit there
-    would be no consistent program.
+    A unit is a channel with everything it consists of: the filters that produce it, the
+    scales and biases of its norms, and the input channels of every layer that reads it,
+    through residual additions, concatenations, attention heads and shared weights.
+    Where all entries of a unit are zero, `compact` removes exactly its slices; no
+    consistent program has only a part of them.
 
     Where an axis is a product (heads times their width, channels times positions of a
-    flattened image), there are units for every factor whose slices can go.
+    flattened image), there are units for every factor whose slices can be removed.
 
     Args:
       fn: any JAX function of `(variables, *args, **kwargs)`.
-      pin: regular expressions; leaves whose path one of them is found in stay whole.
-      state: as for `sslx.compact`: what the call returns as the new value of these
-        variables does not keep them whole.
+      pin: regular expressions; leaves whose path matches one of them stay whole.
+      state: as for `sslx.compact`: returning the new value of such a variable does not
+        keep it whole.
 
     Returns:
       A function of an example call, `(variables, *args, **kwargs)` as for
-      `sslx.compact`, all of which may be shapes. It gives groups with one class per
-      kind of channel, named after the leaf and axis that come first in the program,
-      such as `"params/conv1/kernel[3]"`; `describe()` prints them and what keeps the
-      other axes whole. Slices that reach the inputs or outputs of `fn` are in no unit.
-      An entry that lies in two slices of one unit (the diagonal of a recurrent kernel)
-      counts twice in `norms`.
+      `sslx.compact`, all of which may be shapes. It returns groups with one class per
+      channel axis of the network, named after the leaf and axis that come first in the
+      program, such as `"params/conv1/kernel[3]"`; `describe()` prints them, and what
+      keeps other axes whole. Slices that reach the inputs or outputs of `fn` are in no
+      unit. An entry that lies in two slices of one unit (the diagonal of a recurrent
+      kernel) counts twice in `norms`.
 
     Raises:
-      ValueError: an expression of `pin` or `state` is found in no path.
+      ValueError: an expression of `pin` or `state` matches no path.
 
     Example:
       >>> units = sslx.units(model.apply, pin=["stem"])(variables, x)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import html
 import os
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal, get_args
@@ -127,12 +128,23 @@ class Tuned:
         return f"Tuned({name}, lowering={self.lowering!r})"
 
     def __str__(self) -> str:
+        tables = [str(made) for made in self._shown]
+        return "\n\n".join([repr(self), *(tables or [self._nothing])])
+
+    def _repr_html_(self) -> str:
+        tables = "".join(table._repr_html_() for table in self._shown)
+        return f"<p>{html.escape(repr(self))}</p>{tables or self._nothing}"
+
+    @property
+    def _shown(self) -> list[Choices]:
+        """What was chosen, each once."""
         known = [] if self.known is None else [self.known]
-        distinct = dict.fromkeys(map(str, [*known, *self._made.values()]))
-        nothing = (
-            "everything is left to XLA" if self._is_plain else "nothing chosen yet"
-        )
-        return "\n\n".join([repr(self), *(distinct or [nothing])])
+        every = [*known, *self._made.values()]
+        return list({str(made): made for made in every}.values())
+
+    @property
+    def _nothing(self) -> str:
+        return "everything is left to XLA" if self._is_plain else "nothing chosen yet"
 
     @functools.cached_property
     def _static(self) -> Settings:

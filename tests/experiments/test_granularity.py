@@ -52,7 +52,7 @@ def check(config):
             cells = bits["stored"] + bits["fillers"]
             assert bits["relative"] == cells * (4 + 8 * size)
     page = (config.run / "report" / "report.html").read_text()
-    assert page.count("data:image/png") == 3
+    assert page.count("data:image/png") == 4
     return record
 
 

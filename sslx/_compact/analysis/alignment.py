@@ -176,9 +176,8 @@ def _align_sums(
             saved = extra.sum() * _outputs_per_position(liveness, eqn, other.operand)
             if alignment == "align" or saved < MACS_PER_MOVE * target.sum():
                 masks = full(partner, False)
-                masks[other.axis] = translate(
-                    extra, here, other, partner.shape[other.axis]
-                )
+                size = partner.shape[other.axis]
+                masks[other.axis] = translate(extra, here, other, size)
                 changed |= force(liveness, partner, masks, eqn)
     return changed
 

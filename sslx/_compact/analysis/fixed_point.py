@@ -10,7 +10,6 @@ from sslx._compact.analysis.alignment import Alignment, align
 from sslx._compact.analysis.constants import require_constants
 from sslx._compact.analysis.facts import Facts, full
 from sslx._compact.analysis.liveness import Liveness
-from sslx._compact.analysis.widths import Widths, pad_widths
 from sslx._compact.jaxpr.masks import Masks, both, either, every, same, some, without
 from sslx._compact.jaxpr.program import Program, Value
 from sslx._compact.jaxpr.tracing import Traced, whole_leaf
@@ -18,6 +17,9 @@ from sslx._compact.plan import LeafPlan, Plan
 
 Look = Callable[[str, Masks], Masks]
 """Which slices of a leaf are zero within the product of some regions of its axes."""
+
+Keep = Callable[[Liveness], bool]
+"""Forces slices to stay computed; whether there were any."""
 
 _PASSES = 100
 """Passes of the analysis, plus two per equation: a dead slice takes one to pass on."""
@@ -30,11 +32,14 @@ def fixed_point(
     zeros: dict[str, Masks],
     alignment: Alignment,
     look: Look | None,
-    widths: Widths | None = None,
+    keep: Keep | None = None,
+    follow: bool = False,
 ) -> dict[str, Masks]:
     """Analyse until nothing new is found dead; returns the zeros used.
 
-    With `look`, a slice counts as zero that is zero wherever something reads it.
+    With `look`, a slice counts as zero that is zero wherever something reads it. Once
+    all is aligned, `keep` may force more. With `follow`, nothing is wanted of the new
+    values of state.
 
     It stops after a number of passes in proportion to the program: what is dead by then
     is dead, and the rest stays.
@@ -45,8 +50,10 @@ def fixed_point(
         for v, name in zip(traced.program.outputs, traced.state, strict=True)
         if name is None
     ]
+    rows = zip(traced.program.outputs, traced.state, strict=True)
+    wanted = [full(v, name is None or not follow) for v, name in rows]
     for _ in range(_PASSES + 2 * size(traced.program)):
-        _analyse(live, traced.program, zeros)
+        _analyse(live, wanted, zeros)
         pruned = live.prune()
         fresh = {
             path: _restricted(live, value, path, zeros[path], look)
@@ -54,11 +61,11 @@ def fixed_point(
         }
         if pruned or any(not same(fresh[p], zeros[p]) for p in zeros):
             zeros = fresh
-        elif align(live, alignment, outputs) or (widths and pad_widths(live, widths)):
+        elif align(live, alignment, outputs) or (keep and keep(live)):
             live.restore()
         else:
             return zeros
-    _analyse(live, traced.program, zeros)
+    _analyse(live, wanted, zeros)
     return zeros
 
 
@@ -67,12 +74,12 @@ def size(program: Program) -> int:
     return sum(1 + sum(map(size, eqn.bodies)) for eqn in program.equations)
 
 
-def _analyse(live: Liveness, program: Program, zeros: Mapping[str, Masks]) -> None:
+def _analyse(live: Liveness, wanted: list[Masks], zeros: Mapping[str, Masks]) -> None:
+    program = live.program
     facts = [Facts(z, full(v, True), True, True) for z, v in pairs(zeros, program)]
     rest = program.inputs[len(facts) :]
     facts += [Facts(full(v, False), full(v, False)) for v in rest]
     live.forward(facts)
-    wanted = [full(v, True) for v in program.outputs]
     live.backward(wanted)
     require_constants(live, wanted)
 

@@ -81,7 +81,8 @@ def _sources(
         for k, needed in live.inner[eqn].force(position, masks):
             yield eqn.inputs[k], needed
         return
-    for link in live.relations[eqn].links:
+    relation = live.relations[eqn]
+    for link in relation.links:
         if link.output != position:
             continue
         operand = eqn.inputs[link.operand]
@@ -89,5 +90,18 @@ def _sources(
         if size == 1:
             continue
         axes = full(operand, False)
-        axes[link.in_axis] = link.to_operand_any(masks[link.out_axis], size)
+        mask = link.to_operand_any(masks[link.out_axis], size)
+        for other in relation.between(link.operand, position):
+            if other.in_axis == link.in_axis and other.out_axis != link.out_axis:
+                stand = standing(live, value)[other.out_axis]
+                if some(stand):
+                    mask = mask & other.to_operand_any(stand, size)
+        axes[link.in_axis] = mask
         yield operand, axes
+
+
+def standing(live: Liveness, value: Value) -> Masks:
+    """The slices that are computed, or will be."""
+    masks = live.alive(value) if live.computed(value) else full(value, False)
+    forced = live.forced.get(value)
+    return masks if forced is None else either(masks, forced)
