@@ -64,8 +64,8 @@ class Compact:
         The function is traced for every new shape or setting, so wrap it in `jax.jit`.
         An output leaf whose path ends with the path of a *state* variable of the same
         shape is its new value, and comes back in the reduced shape; all other outputs
-        come back whole. State is what `compact(state=...)` named, and the collections
-        that the call names as Linen's `mutable=`.
+        have the shapes that `fn` gives them. State is what `compact(state=...)` named,
+        and the collections that the call names as Linen's `mutable=`.
 
         Args:
           variables: `self.variables`, or others of the same structure and shapes.

@@ -1,9 +1,12 @@
-"""Keep what code needs that runs as it is: operands that line up, means over all terms.
+"""Keep what code that is not rewritten needs: operands of one size, means of all terms.
 
-A rewritten program takes from every operand the slices that it reads. Code that is not
-rewritten takes operands as they are: a slice of one is a slice of what is made of it,
-of the other operands, and of the weights that are summed with it. And a mean divides by
-the number of slices that are there.
+A rewritten program takes from every operand the slices that it reads. Other code takes
+operands as they are: a slice that stands in one also stands in the results, in the
+other operands, and in the weights that are summed with it. And a mean divides by the
+number of slices that are there, so the zero ones have to stay.
+
+`line_up` goes through the equations in order, notes which slices stand in every value,
+and forces those that would be missing.
 """
 
 import itertools
@@ -39,7 +42,7 @@ def line_up(live: Liveness, *, whole: Iterable[Value], means: bool) -> bool:
 
 
 def _lined_up(live: Liveness, there: dict[Value, Masks], means: bool) -> bool:
-    """The same, with slices known to stand in some values."""
+    """The same for one program; `there` are slices that stand in some of its values."""
     changed, readers = False, _readers(live)
     for eqn in live.program.equations:
         if not live.runs(eqn):
@@ -103,7 +106,7 @@ def _through(
 ) -> Masks:
     """The slices of a result that hold slices of an operand.
 
-    Groups of a convolution are no slices: one channel of a group makes no other.
+    Labels of a grouped convolution do not count: one channel of a group makes no other.
     """
     found: dict[int, Mask] = {}
     for link in relation.between(operand, output):
