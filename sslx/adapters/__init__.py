@@ -29,7 +29,7 @@ Flax NNX and Equinox keep arrays and code in one object; `sslx.adapters.nnx` and
 `sslx.adapters.equinox` return such objects, smaller, that run their own code:
 
     >>> from sslx.adapters import nnx
-    >>> model, small = nnx.compact(model, x)
+    >>> model, small = nnx.compact(model)(x)
     >>> model.conv1.out_features
     11
 
@@ -38,7 +38,7 @@ Every size that an attribute holds is that of the smaller arrays (`out_features`
 compared before it came back. Where a size may be several, and no call tells which, it
 is asked for:
 
-    >>> model, small = nnx.compact(model, x, sizes={"attn.heads": 3})
+    >>> model, small = nnx.compact(model, sizes={"attn.heads": 3})(x)
 
 A submodule whose own code allows no smaller size (attention that divides by the size
 of a head, a norm over channels of which some are gone, a branch of which nothing is
