@@ -6,12 +6,15 @@ here nor by a reader's browser.
 """
 
 import os
+import pathlib
 import re
+
+from sphinx.errors import ExtensionError
 
 import sslx
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ["IPYKERNEL_CELL_NAME"] = "page.py"  # what source lines name
 
 project = "sslx"
 author = "the sslx authors"
@@ -43,6 +46,7 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 72
 nitpicky = True
@@ -61,6 +65,7 @@ html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {
     "home_page_in_toc": True,
+    "navbar_persistent": [],
     "show_navbar_depth": 1,
     "show_toc_level": 2,
     "use_download_button": False,
@@ -95,6 +100,16 @@ for package in (sslx.lowering, sslx.measure, sslx.psp, sslx.select, sslx):
     _publish(package)
 
 
+def _offline(app, exception):
+    """Fail if a page would load anything from elsewhere."""
+    asset = re.compile(r'<(?:script|img|link|iframe)\b[^>]*="((?:https?:)?//[^"]*)"')
+    for page in pathlib.Path(app.outdir).rglob("*.html") if exception is None else ():
+        found = asset.findall(page.read_text(encoding="utf-8"))
+        if found:
+            raise ExtensionError(f"{page} loads {found}")
+
+
 def setup(app):
-    """Connect what reads docstrings."""
+    """Connect what reads docstrings, and what reads the pages."""
     app.connect("autodoc-process-docstring", _docstring)
+    app.connect("build-finished", _offline)
