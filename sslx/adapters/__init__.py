@@ -52,7 +52,7 @@ Export: `small.apply` is a JAX function, so JAX's own tools take it.
     >>> exported = jax.export.export(call)(small.variables, x)  # StableHLO
     >>> data = exported.serialize()
 
-The batch size may stay open if the network treats every example alike:
+The batch size may stay symbolic if the network treats every example by itself:
 
     >>> def call(variables, x):
     ...     return jax.vmap(lambda one: small.apply(variables, one[None])[0])(x)

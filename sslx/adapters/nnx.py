@@ -78,7 +78,7 @@ def compact(
       sizes: new values of attributes that are not found otherwise, by path:
         `{"attn.heads": 3, "blocks.0.config.n_head": 2, "norm.shape": (13,)}`.
       strict: as for `sslx.compact`; also raise instead of keeping a submodule whole.
-      **kwargs: more of the call.
+      **kwargs: keyword arguments of the call.
 
     Returns:
       The smaller module, with its sizes (such as `out_features`), and the `Compact` it
@@ -118,7 +118,7 @@ def resize(
       *args: a call to compare the two with; shapes are enough.
       call: as for `function`.
       sizes: as for `compact`.
-      **kwargs: more of the call.
+      **kwargs: keyword arguments of the call.
 
     Raises:
       ValueError: as for `compact`, or if constants were folded.

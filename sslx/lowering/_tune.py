@@ -76,7 +76,7 @@ class Tuned:
 
         Args:
           *args: a call; shapes are enough.
-          **kwargs: more of the call.
+          **kwargs: keyword arguments of the call.
         """
         given = self._static.wrap(args, kwargs)
         key = signature(*given) if self.lowering == "measure" else None
