@@ -6,10 +6,8 @@ import html
 from collections.abc import Sequence
 
 
-def shape_text(shape: Sequence[int] | None) -> str:
-    """`3x3x16x32`; `gone` for None."""
-    if shape is None:
-        return "gone"
+def shape_text(shape: Sequence[int]) -> str:
+    """`3x3x16x32`."""
     return "x".join(map(str, shape)) if shape else "-"
 
 

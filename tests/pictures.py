@@ -7,6 +7,8 @@ def drawn(figure):
     """Boxes of all that is drawn, in shares of the figure."""
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
+    for artist in (*figure.texts, *figure.legends):
+        artist.set_in_layout(True)
     box = figure.get_tightbbox(renderer)
     return box.transformed(figure.dpi_scale_trans + figure.transFigure.inverted())
 

@@ -27,22 +27,18 @@ def conv(params, x):
     )
 
 
-CALL = ({"w": jnp.ones((3, 3, 2, 2))}, jnp.ones((1, 8, 8, 2)))
-
-
-def called(fast):
-    fast(*CALL)
-    return fast
-
-
 SHOWN = {
     "cost": (lambda: measure.cost(net, PARAMS, X), "3x4"),
     "latencies": (
         lambda: measure.latency({"fast": lambda: X}, repeats=2, round_seconds=0.0),
         "fast",
     ),
-    "tuned": (lambda: called(sslx.tune(conv)), "3x3x2x2"),
-    "choices": (lambda: sslx.tune(conv).choices(*CALL), "3x3x2x2"),
+    "choices": (
+        lambda: sslx.tune(conv).choices(
+            {"w": jnp.ones((3, 3, 2, 2))}, jnp.ones((1, 8, 8, 2))
+        ),
+        "3x3x2x2",
+    ),
     "plan": (lambda: sslx.compact(net)(PARAMS, X).plan, "3x3"),
     "sensitivity": (
         lambda: select.Sensitivity((0.5,), {"layer": np.array([2.0])}, 1.0),
@@ -61,6 +57,15 @@ def test_what_has_a_table_shows_it_in_terminals_and_notebooks(name):
     cells = re.findall(r"<t[dh] [^>]*>(.*?)</t[dh]>", html)
     for cell in cells:
         assert cell.replace("&gt;", ">").replace("&#x27;", "'") in text
+
+
+def test_a_tuned_function_shows_what_was_chosen():
+    tuned = sslx.tune(conv)
+    assert "nothing chosen yet" in str(tuned)
+    assert "nothing chosen yet" in tuned._repr_html_()
+    tuned({"w": jnp.ones((3, 3, 2, 2))}, jnp.ones((1, 8, 8, 2)))
+    for shown in (str(tuned), tuned._repr_html_()):
+        assert "3x3x2x2" in shown and "Tuned(conv" in shown
 
 
 def test_groups_describe_themselves_and_are_a_table_in_notebooks():

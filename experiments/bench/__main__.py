@@ -46,7 +46,7 @@ from experiments.cifar_psp import stages as psp_stages
 from experiments.cifar_ssl import sparsity
 from experiments.data import image_sets
 from experiments.reports import overhead
-from experiments.training import checkpoints, loop
+from experiments.training import checkpoints, loop, runs
 from sslx import measure, psp
 
 
@@ -283,5 +283,8 @@ if __name__ == "__main__":
     }
     sslx.keep_memory()
     tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)
+        COMMANDS,
+        prog=runs.program(),
+        description=__doc__,
+        config=(tyro.conf.OmitArgPrefixes,),
     )

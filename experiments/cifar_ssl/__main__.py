@@ -18,7 +18,6 @@ import pathlib
 import sys
 from typing import Any, Literal
 
-from experiments.cifar_ssl import report as ssl_report
 from experiments.cifar_ssl import stages as ssl_stages
 from experiments.data import image_sets
 from experiments.training import runs
@@ -155,6 +154,8 @@ def main(config: Config) -> runs.Run:
 
     def act(stage: str) -> dict[str, Any]:
         if stage == "report":
+            from experiments.cifar_ssl import report as ssl_report
+
             return ssl_report.write(context)
         return getattr(ssl_stages, stage)(context)
 

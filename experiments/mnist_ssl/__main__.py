@@ -20,7 +20,6 @@ import sys
 from typing import Any, Literal
 
 from experiments.data import image_sets
-from experiments.mnist_ssl import report as mnist_report
 from experiments.mnist_ssl import stages as mnist_stages
 from experiments.training import runs
 
@@ -44,6 +43,8 @@ class Config:
     """Stages to do; those before them must be done, those done are kept."""
     redo: tuple[Stage, ...] = ()
     """Stages to throw away and do again, with all that follow."""
+    tensorboard: bool = False
+    """Write metrics as TensorBoard events too, into RUN/STAGE/tensorboard."""
     seed: int = 0
     """Of initial values and order."""
     batch: int = 64
@@ -130,6 +131,8 @@ def main(config: Config) -> runs.Run:
 
     def act(stage: str) -> dict[str, Any]:
         if stage == "report":
+            from experiments.mnist_ssl import report as mnist_report
+
             return mnist_report.write(context)
         return getattr(mnist_stages, stage)(context)
 

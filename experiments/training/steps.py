@@ -73,6 +73,7 @@ class Options:
         epoch_steps: end an epoch after so many steps; 0: when all images were seen.
         smoothing: probability that the targets spread evenly over all classes.
         dropout: give the function a key for its dropout in every step.
+        tensorboard: write metrics as TensorBoard events too.
     """
 
     epochs: int
@@ -86,6 +87,7 @@ class Options:
     epoch_steps: int = 0
     smoothing: float = 0.0
     dropout: bool = False
+    tensorboard: bool = False
 
 
 class Batches(Protocol):

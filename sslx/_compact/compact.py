@@ -20,10 +20,10 @@ from sslx._calls import (
     take_apart,
 )
 from sslx._compact.analysis.alignment import Alignment
-from sslx._compact.analysis.fixed_point import Look, fixed_point, planned
+from sslx._compact.analysis.fixed_point import Keep, Look, fixed_point, planned
 from sslx._compact.analysis.liveness import Liveness
 from sslx._compact.analysis.report import KeptZeros, held_back, kept_zeros
-from sslx._compact.analysis.widths import Widths
+from sslx._compact.analysis.widths import Widths, round_up
 from sslx._compact.check import check as compare
 from sslx._compact.compacted import Compact
 from sslx._compact.jaxpr.arguments import read_variables
@@ -149,9 +149,9 @@ def compact(
         dtypes = [x.dtype for x in leaves.values()]
         tracer = Tracer(fn, expressions("state", state, leaves))
         traced = tracer(variables, identity, dtypes, call)
-        given = _Given(tracer, treedef, traced, leaves, zeros, call)
+        given = Given(tracer, treedef, traced, leaves, zeros, call)
         reduce = functools.partial(
-            _reduce, given, look=look, fold=constants == "fold", strict=strict
+            reduced, given, look=look, fold=constants == "fold", strict=strict
         )
         if lowering == "measure":
             ways = [reduce(*way) for way in _ways(alignment, round_to)]
@@ -167,7 +167,7 @@ def compact(
     return of
 
 
-class _Given(NamedTuple):
+class Given(NamedTuple):
     """A call that is compacted, traced; `zeros` are slices of the `leaves`."""
 
     tracer: Tracer
@@ -183,20 +183,28 @@ class _Given(NamedTuple):
         return self.traced.program.inputs[: len(self.leaves)]
 
 
-def _reduce(
-    given: _Given,
+def reduced(
+    given: Given,
     alignment: Alignment,
-    widths: Widths | None,
+    keep: Keep | None,
     *,
     look: Look,
     fold: bool,
     strict: bool,
+    follow: bool = False,
 ) -> Compact:
-    """The network on its alive slices; equations that cannot be reduced stay whole."""
+    """The network on its alive slices; equations that cannot be reduced stay whole.
+
+    `look`, `keep` and `follow` are those of the analysis.
+    """
     traced, leaves = given.traced, given.leaves
     while True:
         live = Liveness(traced.program, fold=fold)
-        zeros = fixed_point(live, traced, leaves, given.zeros, alignment, look, widths)
+        zeros = fixed_point(
+            *(live, traced, leaves, given.zeros, alignment, look),
+            keep=keep,
+            follow=follow,
+        )
         found = given._replace(zeros=zeros)
         small = _reduced(found, live, strict)
         error = fault(small.reduced, traced, small.variables, given.call)
@@ -239,7 +247,7 @@ def _keep_whole(tracer: Tracer, traced: Traced, error: Fault) -> None:
     )
 
 
-def _reduced(given: _Given, live: Liveness, strict: bool) -> Compact:
+def _reduced(given: Given, live: Liveness, strict: bool) -> Compact:
     held = held_back(live, dict(zip(given.params, given.leaves, strict=True)))
     if strict and held:
         raise ValueError(
@@ -263,7 +271,7 @@ def _reduced(given: _Given, live: Liveness, strict: bool) -> Compact:
     )
 
 
-def _tightened(small: Compact, given: _Given, live: Liveness) -> Compact:
+def _tightened(small: Compact, given: Given, live: Liveness) -> Compact:
     """Without slices that line up with what is dead by the plan alone.
 
     To line up, the analysis keeps slices of parameters and of what is made of them; a
@@ -288,7 +296,7 @@ def _tightened(small: Compact, given: _Given, live: Liveness) -> Compact:
 
 
 def _lined_up(
-    given: _Given, live: Liveness, zeros: Mapping[str, Masks]
+    given: Given, live: Liveness, zeros: Mapping[str, Masks]
 ) -> tuple[KeptZeros, ...]:
     """Zero slices of the leaves that stay."""
     rows = zip(given.params, given.leaves, zeros.values(), strict=True)
@@ -309,21 +317,25 @@ def _own(small: Any, leaf: Any) -> Any:
 # Lowering.
 
 
-def _widths(round_to: int | None) -> Widths | None:
+def _widths(round_to: int | None) -> Keep | None:
     if round_to in (None, 1):
         return None
-    return lambda kept: -(-kept // round_to) * round_to
+    return _rounding(lambda kept: -(-kept // round_to) * round_to)
+
+
+def _rounding(widths: Widths) -> Keep:
+    return functools.partial(round_up, widths=widths)
 
 
 def _ways(
     alignment: Alignment, round_to: int | None
-) -> list[tuple[Alignment, Widths | None]]:
+) -> list[tuple[Alignment, Keep | None]]:
     """Alignments and widths that a measurement compares."""
-    widths = [None, _widths(8), lambda kept: sys.maxsize]
+    widths = [None, _widths(8), _rounding(lambda kept: sys.maxsize)]
     if round_to is not None:
         widths = [_widths(round_to)]
     others: tuple[Alignment, ...] = ("align", "scatter") if alignment == "auto" else ()
-    ways: list[tuple[Alignment, Widths | None]] = [(alignment, w) for w in widths]
+    ways: list[tuple[Alignment, Keep | None]] = [(alignment, w) for w in widths]
     for other in others:
         ways.append((other, widths[0]))
     return ways

@@ -217,9 +217,8 @@ class Mirror:
 
 
 def parts_of(path: str) -> Parts:
-    """A path taken apart; a last `value` (of nnx variables) does not count."""
-    parts = tuple(path.split("/")) if path else ()
-    return parts[:-1] if len(parts) > 1 and parts[-1] == "value" else parts
+    """A path taken apart."""
+    return tuple(path.split("/")) if path else ()
 
 
 def unexplained(

@@ -77,14 +77,16 @@ def table(small: Any) -> Table:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    before, after = row["kernel_before"], row["kernel_after"]
     return [
         row["layer"],
-        f"{'none' if before is None else shape_text(before)}"
-        f" -> {'gone' if after is None else shape_text(after)}",
+        f"{_shape(row['kernel_before'], 'none')} -> {_shape(row['kernel_after'])}",
         f"{row['macs_before']:,} -> {row['macs_after']:,}",
         f"{row['bytes_before']:,} -> {row['bytes_after']:,}",
     ]
+
+
+def _shape(shape: tuple[int, ...] | None, missing: str = "gone") -> str:
+    return missing if shape is None else shape_text(shape)
 
 
 def _remarks(small: Any) -> list[str]:

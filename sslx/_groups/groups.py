@@ -33,6 +33,7 @@ from sslx._groups.structure import WEIGHT as WEIGHT
 from sslx._groups.structure import Layout, view
 from sslx._groups.structure import Structure as Structure
 from sslx._groups.structure import Structures as Structures
+from sslx._paths import leaves_by_path
 
 __all__ = [
     "BLOCK",
@@ -322,10 +323,9 @@ def flatten(tree: PyTree) -> tuple[dict, TreeDef]:
     Raises:
         ValueError: Two leaves have the same path.
     """
-    pairs, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_masked)
+    pairs, treedef = leaves_by_path(tree, _is_masked)
     leaves = {}
-    for keys, leaf in pairs:
-        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+    for path, leaf in pairs:
         if path in leaves:
             raise ValueError(f"two leaves have the same path {path!r}")
         leaves[path] = leaf

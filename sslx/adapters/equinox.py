@@ -90,12 +90,11 @@ def compact(
       >>> batched = lambda model, x: jax.vmap(model)(x)
       >>> model, small = sslx.adapters.equinox.compact(model, x, call=batched)
     """
-    fn, variables = function(module, call)
 
     def resized(small: Compact) -> Any:
         return resize(module, small, *args, call=call, sizes=sizes, **kwargs)
 
-    return reduced(fn, variables, resized, strict, args, kwargs)
+    return reduced(_LIBRARY, module, resized, call, strict, args, kwargs)
 
 
 def resize(
@@ -155,4 +154,19 @@ def _build(kind: type, arguments: dict[str, Any]) -> Built:
     return Built(shapes, vars(made))
 
 
-_LIBRARY = Library(_modules, _arrays, _build, object.__setattr__, lambda module: module)
+def _modes(tree: PyTree) -> list[PyTree]:
+    quiet = eqx.nn.inference_mode(tree)
+    return [quiet] if eqx.tree_equal(quiet, tree) else [tree, quiet]
+
+
+def _state(tree: PyTree) -> list[str]:
+    """The paths of what lies in an `eqx.nn.State`."""
+    is_state = lambda node: isinstance(node, eqx.nn.State)
+    kept = jax.tree.map(lambda x: x if is_state(x) else None, tree, is_leaf=is_state)
+    return list(_arrays(kept))
+
+
+_LIBRARY = Library(
+    *(_modules, _arrays, _build, object.__setattr__),
+    *(_modes, function, _state),
+)

@@ -94,12 +94,11 @@ def compact(
       >>> model.eval()
       >>> model, small = sslx.adapters.nnx.compact(model, x)
     """
-    fn, variables = function(module, call)
 
     def resized(small: Compact) -> Any:
         return resize(module, small, *args, call=call, sizes=sizes, **kwargs)
 
-    return reduced(fn, variables, resized, strict, args, kwargs)
+    return reduced(_LIBRARY, module, resized, call, strict, args, kwargs)
 
 
 def resize(
@@ -150,4 +149,20 @@ def _build(kind: type, arguments: dict[str, Any]) -> Built:
     return Built(shapes, vars(made))
 
 
-_LIBRARY = Library(_modules, _arrays, _build, setattr, nnx.clone)
+def _modes(module: nnx.Module) -> list[nnx.Module]:
+    quiet = nnx.clone(module)
+    quiet.eval()
+    return [quiet] if nnx.graphdef(quiet) == nnx.graphdef(module) else [module, quiet]
+
+
+def _state(module: nnx.Module) -> list[str]:
+    """The paths of all variables but parameters."""
+    variables = nnx.to_flat_state(nnx.state(module))
+    return [
+        "/".join(map(str, path))
+        for path, variable in variables
+        if not isinstance(variable, nnx.Param)
+    ]
+
+
+_LIBRARY = Library(_modules, _arrays, _build, setattr, _modes, function, _state)

@@ -114,7 +114,7 @@ class Choices(Tabular):
 
     def _table(self) -> Table:
         head = ["convolution", "kernel", "output", "times", "form", "XLA's / form"]
-        rows = [
+        lines = [
             [
                 c.name or "-",
                 shape_text(c.conv.rhs),
@@ -128,7 +128,7 @@ class Choices(Tabular):
         options = ", ".join(f"{k}={v!r}" for k, v in self.compiler_options.items())
         programs = [f"{n}: {1e3 * s:.3f} ms" for n, s in self.programs.items()]
         notes = [f"compiler options: {options or 'none'}", *programs]
-        return Table(head if rows else ["no convolutions"], rows, notes)
+        return Table(head, lines, notes)
 
     def __repr__(self) -> str:
         return str(self)

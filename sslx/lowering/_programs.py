@@ -44,7 +44,7 @@ def default_form(conv: Conv) -> Form:
     """The rule's form where the rule holds, on a CPU; else XLA's."""
     if not on_cpu():
         return XLA
-    if llvm.llvm is None:
+    if llvm.binding() is None:
         _warn_once()
     return rule(conv)
 

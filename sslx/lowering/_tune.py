@@ -128,25 +128,23 @@ class Tuned:
         return f"Tuned({name}, lowering={self.lowering!r})"
 
     def __str__(self) -> str:
-        return "\n\n".join([repr(self), *map(str, self._shown())])
+        tables = [str(made) for made in self._shown]
+        return "\n\n".join([repr(self), *(tables or [self._nothing])])
 
     def _repr_html_(self) -> str:
-        parts = [
-            f"<p>{html.escape(part)}</p>"
-            if isinstance(part, str)
-            else part._repr_html_()
-            for part in (repr(self), *self._shown())
-        ]
-        return "".join(parts)
+        tables = "".join(table._repr_html_() for table in self._shown)
+        return f"<p>{html.escape(repr(self))}</p>{tables or self._nothing}"
 
-    def _shown(self) -> list[Choices] | list[str]:
-        """The choices that differ, or why there are none."""
+    @property
+    def _shown(self) -> list[Choices]:
+        """What was chosen, each once."""
         known = [] if self.known is None else [self.known]
-        distinct = {str(c): c for c in [*known, *self._made.values()]}
-        nothing = (
-            "everything is left to XLA" if self._is_plain else "nothing chosen yet"
-        )
-        return list(distinct.values()) or [nothing]
+        every = [*known, *self._made.values()]
+        return list({str(made): made for made in every}.values())
+
+    @property
+    def _nothing(self) -> str:
+        return "everything is left to XLA" if self._is_plain else "nothing chosen yet"
 
     @functools.cached_property
     def _static(self) -> Settings:

@@ -10,6 +10,7 @@ import numpy as np
 
 from sslx._calls import is_array, struct, take_apart
 from sslx._jax_compat import Literal, is_jaxpr, open_jaxpr, scope
+from sslx._paths import leaves_by_path
 from sslx._table import Table, Tabular, shape_text
 
 
@@ -136,12 +137,8 @@ def cost(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Cost:
     """
     if not args:
         raise ValueError("cost: got no arguments, expected fn's parameters and inputs")
-    leaves, _ = jax.tree_util.tree_flatten_with_path(args[0])
-    names = [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, leaf in leaves
-        if is_array(leaf)
-    ]
+    leaves, _ = leaves_by_path(args[0])
+    names = [path for path, leaf in leaves if is_array(leaf)]
     closed = _trace(fn, args, kwargs)
     walk = _Walk(names)
     jaxpr, _ = open_jaxpr(closed)

@@ -75,7 +75,7 @@ def draw_flow(
     """The bands alone, into axes whose y counts the layers."""
     values = _values(layers, units)
     streams = any(len(value.writers) > 1 for value in values)
-    widest = max(value.before for value in values)
+    widest = max(1, *(max(value.before, value.after) for value in values))
     scale = _HALF / widest
     ends: dict[float, float] = {}
     starts: dict[_Value, float] = {}
@@ -101,7 +101,7 @@ def draw_flow(
     for row, layer in enumerate(layers):
         read = side(row, "readers")
         write = side(row, "writers")
-        _arrow(axis, row, read, write, starts, gone=not layer["kernel_after"])
+        _arrow(axis, row, read, write, starts, gone=layer["kernel_after"] is None)
     axis.set_yticks(
         range(len(layers)), [style.short(layer["layer"]) for layer in layers]
     )
@@ -188,8 +188,8 @@ def _values(layers: Sequence[Mapping[str, Any]], units: Groups | None) -> list[_
     for row, layer in enumerate(layers):
         if row not in written:
             readers = (row + 1,) if units is None and row + 1 < len(layers) else ()
-            after = (layer["kernel_after"] or [0])[-1]
-            found.append(_Value((row,), readers, layer["kernel_before"][-1], after))
+            after = _width(layer["kernel_after"])
+            found.append(_Value((row,), readers, _width(layer["kernel_before"]), after))
     return found
 
 
@@ -205,11 +205,16 @@ def _shared(layers: Sequence[Mapping[str, Any]], units: Groups) -> Iterator[_Val
             row, last = rows[name], len(member.view) - 1
             if last in member.kept:
                 writers.append(row)
-                after.append((layers[row]["kernel_after"] or [0])[-1])
+                after.append(_width(layers[row]["kernel_after"]))
             else:
                 readers.append(row)
         if writers:
             yield _Value(tuple(writers), tuple(readers), family.count, max(after))
+
+
+def _width(kernel: Sequence[int] | None) -> int:
+    """Outputs of a kernel; 0 where there is none."""
+    return kernel[-1] if kernel else 0
 
 
 def _macs(axis: Axes, layers: Sequence[Mapping[str, Any]]) -> None:
@@ -221,7 +226,9 @@ def _macs(axis: Axes, layers: Sequence[Mapping[str, Any]]) -> None:
         axis.barh(row, after, height=0.7, color=style.COMPACT_TUNED)
         text = f"{before:.3g}"
         if before != after:
-            text += f" → {after:.3g}" if layer["kernel_after"] else " → gone"
+            text += (
+                f" → {after:.3g}" if layer["kernel_after"] is not None else " → gone"
+            )
         axis.annotate(
             text,
             (before, row),

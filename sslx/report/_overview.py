@@ -25,7 +25,7 @@ def overview(
         title: The outcome.
         batch: Images per call.
     """
-    before = [layer["kernel_before"][-1] for layer in layers]
+    before = [(layer["kernel_before"] or (0,))[-1] for layer in layers]
     after = [(layer["kernel_after"] or (0,))[-1] for layer in layers]
     figure = style.picture(title, 3.9 + 0.24 * len(times))
     above, middle, below = figure.subplots(
@@ -33,7 +33,7 @@ def overview(
     )
     place = range(len(layers))
     above.bar(place, after, width=0.8, color=style.DENSE_XLA)
-    zero = [old - new for old, new in zip(before, after, strict=True)]
+    zero = [max(0, old - new) for old, new in zip(before, after, strict=True)]
     above.bar(place, zero, bottom=after, width=0.8, color=style.ZERO)
     above.set_title("1. Train with a group penalty: whole filters reach zero (red)")
     middle.bar(place, after, width=0.8, color=style.COMPACT_TUNED)

@@ -9,7 +9,6 @@ The colours differ for the colour-blind and in print (Okabe and Ito; Tol's muted
 import io
 import os
 import pathlib
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,8 @@ import PIL.Image
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
@@ -97,13 +98,28 @@ def picture(title: str, height: float) -> Picture:
         height: Of all but the title, in inches.
     """
     figure = Picture((WIDTH, height))
-    lines = textwrap.wrap(title, 64)
+    lines = _wrapped(title, 72 * (WIDTH - 0.15))
     text = figure.suptitle("\n".join(lines), x=0.012, y=1, ha="left", va="top")
     inset = ScaledTranslation(0, -0.04, figure.dpi_scale_trans)
     text.set_transform(figure.transFigure + inset)
     text.set_in_layout(False)
     _add_above(figure, _LINE * len(lines) + 0.06)
     return figure
+
+
+def _wrapped(text: str, width: float) -> list[str]:
+    """Lines of at most so many points, in the font of titles."""
+    font = FontProperties(weight=STYLE["figure.titleweight"])
+    size = STYLE["figure.titlesize"]
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        fits = TextPath((0, 0), longer, size=size, prop=font).get_extents().width
+        if lines and fits <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def legend(figure: Picture, handles: Sequence[Any], labels: Sequence[str]) -> None:

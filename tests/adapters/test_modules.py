@@ -122,14 +122,39 @@ def test_equinox_module_has_the_sizes_of_its_arrays(name: str, x64) -> None:
     assert not small.held_back
 
 
-@pytest.mark.parametrize("name", names(modules.GONE))
-def test_branch_that_is_gone_stays_whole_where_the_code_needs_it(
-    name: str, x64
+@pytest.mark.parametrize(
+    ("adapter", "name"),
+    [
+        *(("nnx", name) for name in modules.MEANS),
+        *(("equinox", name) for name in modules.EQUINOX_MEANS),
+    ],
+)
+def test_mean_keeps_the_zeros_that_it_counts(adapter: str, name: str, x64) -> None:
+    if adapter == "nnx":
+        case = modules.MEANS[name]
+        small = examine(sslx.adapters.nnx, nnx_module(case), case)
+    else:
+        case = modules.EQUINOX_MEANS[name]
+        small = examine(sslx.adapters.equinox, eqx_module(case), case)
+    assert small.held_back
+    for held in small.held_back:
+        assert "a mean counts the slices that are there" in str(held)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("linear", "its code runs all the same"),
+        pytest.param("attention", "cannot run", marks=pytest.mark.slow),
+    ],
+)
+def test_branch_that_is_gone_stays_where_the_code_needs_it(
+    name: str, text: str, x64
 ) -> None:
     case = modules.GONE[name]
     small = examine(sslx.adapters.nnx, nnx_module(case), case)
-    (held, *_) = small.held_back
-    assert "the module at inner" in str(held) and "cannot run" in str(held)
+    assert all(str(h).startswith("the module at inner") for h in small.held_back)
+    assert text in str(small.held_back[0])
 
 
 # Sizes that nothing says.

@@ -157,5 +157,5 @@ def test_a_sweep_runs_through_the_means_over_seeds():
     figure = report.sweep(points, parameter="lambda", reference=0.1)
     line = figure.axes[0].get_lines()[0]
     np.testing.assert_allclose(line.get_ydata(), [0.3, 0.5])
-    assert "30.0% → 50.0%" in figure.get_suptitle()
+    assert "30.0% → 50.0%" in figure.get_suptitle().replace("\n", " ")
     check_inside(figure)

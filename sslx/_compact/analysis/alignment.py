@@ -170,7 +170,7 @@ def _settle_sums(
             saved = extra.sum() * out_work
             if alignment == "align" or saved < MACS_PER_MOVE * target.sum():
                 masks = full(partner, False)
-                masks[other.axis] = _translate(extra, here.label, other, partner)
+                masks[other.axis] = translate(extra, here.label, other, partner)
                 changed |= liveness.force(partner, masks, eqn)
     return changed
 
@@ -183,9 +183,10 @@ def _outputs_per_position(liveness: Liveness, eqn: Equation, kernel: int) -> flo
     return float(math.prod(n for a, n in enumerate(sizes) if a not in summed))
 
 
-def _translate(
+def translate(
     mask: Mask, label: np.ndarray | None, other: Summed, partner: Value
 ) -> Mask:
+    """The slices of one member of a sum that meet given slices of another."""
     labels = np.arange(mask.size) if label is None else label
     size = partner.shape[other.axis]
     theirs = np.arange(size) if other.label is None else other.label

@@ -9,7 +9,6 @@ import numpy as np
 from sslx._compact.analysis.alignment import Alignment, settle
 from sslx._compact.analysis.constants import require as require_constants
 from sslx._compact.analysis.liveness import Facts, Liveness, full
-from sslx._compact.analysis.widths import Widths, round_up
 from sslx._compact.jaxpr.masks import Masks, either
 from sslx._compact.jaxpr.program import Program, Value
 from sslx._compact.jaxpr.tracing import Traced, whole_leaf
@@ -17,6 +16,9 @@ from sslx._compact.plan import LeafPlan, Plan
 
 Look = Callable[[str, Masks], Masks]
 """Which slices of a leaf are zero within the product of some regions of its axes."""
+
+Keep = Callable[[Liveness], bool]
+"""Forces slices to stay; whether there were any."""
 
 _ROUNDS = 100
 """Rounds of analysis, besides two for every equation: a death takes one to pass on."""
@@ -29,11 +31,14 @@ def fixed_point(
     zeros: dict[str, Masks],
     alignment: Alignment,
     look: Look | None,
-    widths: Widths | None = None,
+    keep: Keep | None = None,
+    follow: bool = False,
 ) -> dict[str, Masks]:
     """Analyse until nothing new is found dead; returns the zeros used.
 
     With `look`, slices count as zero that are where nothing reads the rest of them.
+    When all is aligned, `keep` may force more. With `follow`, nothing is wanted of new
+    values of state.
 
     After a number of rounds in proportion to the program it stops: what is dead by then
     is dead, and the rest stays.
@@ -44,8 +49,10 @@ def fixed_point(
         for v, name in zip(traced.program.outputs, traced.state, strict=True)
         if name is None
     ]
+    rows = zip(traced.program.outputs, traced.state, strict=True)
+    wanted = [full(v, name is None or not follow) for v, name in rows]
     for _ in range(_ROUNDS + 2 * size(traced.program)):
-        _analyse(live, traced.program, zeros)
+        _analyse(live, wanted, zeros)
         unread = live.narrow()
         fresh = {
             path: _restricted(live, value, path, zeros[path], look)
@@ -53,11 +60,11 @@ def fixed_point(
         }
         if unread or any(not _same(fresh[p], zeros[p]) for p in zeros):
             zeros = fresh
-        elif settle(live, alignment, outputs) or (widths and round_up(live, widths)):
+        elif settle(live, alignment, outputs) or (keep and keep(live)):
             live.widen()
         else:
             return zeros
-    _analyse(live, traced.program, zeros)
+    _analyse(live, wanted, zeros)
     return zeros
 
 
@@ -66,12 +73,12 @@ def size(program: Program) -> int:
     return sum(1 + sum(map(size, eqn.bodies)) for eqn in program.equations)
 
 
-def _analyse(live: Liveness, program: Program, zeros: Mapping[str, Masks]) -> None:
+def _analyse(live: Liveness, wanted: list[Masks], zeros: Mapping[str, Masks]) -> None:
+    program = live.program
     facts = [Facts(z, full(v, True), True, True) for z, v in pairs(zeros, program)]
     rest = program.inputs[len(facts) :]
     facts += [Facts(full(v, False), full(v, False)) for v in rest]
     live.forward(facts)
-    wanted = [full(v, True) for v in program.outputs]
     live.backward(wanted)
     require_constants(live, wanted)
 

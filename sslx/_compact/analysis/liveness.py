@@ -431,7 +431,8 @@ class Liveness:
             for k, needed in self.inner[eqn].force(position, masks):
                 yield eqn.inputs[k], needed
             return
-        for link in self.relations[eqn].links:
+        relation = self.relations[eqn]
+        for link in relation.links:
             if link.output != position:
                 continue
             operand = eqn.inputs[link.operand]
@@ -439,8 +440,20 @@ class Liveness:
             if size == 1:
                 continue
             axes = full(operand, False)
-            axes[link.in_axis] = link.to_operand_any(masks[link.out_axis], size)
+            mask = link.to_operand_any(masks[link.out_axis], size)
+            for other in relation.between(link.operand, position):
+                if other.in_axis == link.in_axis and other.out_axis != link.out_axis:
+                    stand = self.standing(value)[other.out_axis]
+                    if some(stand):
+                        mask = mask & other.to_operand_any(stand, size)
+            axes[link.in_axis] = mask
             yield operand, axes
+
+    def standing(self, value: Value) -> Masks:
+        """The slices that are computed, or will be."""
+        masks = self.alive(value) if self.computed(value) else full(value, False)
+        forced = self.forced.get(value)
+        return masks if forced is None else either(masks, forced)
 
 
 def add(store: dict[Value, Masks], value: Value, masks: Masks) -> None:

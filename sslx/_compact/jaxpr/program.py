@@ -177,8 +177,8 @@ def _inline(
         name = eqn.primitive.name
         source = _jax_compat.source_line(eqn) or caller
         scope = "/".join(filter(None, (outer, _jax_compat.scope(eqn))))
-        if name in _jax_compat.CALLS:
-            inner = eqn.params[_jax_compat.CALLS[name]]
+        inner = _jax_compat.named_program(eqn)
+        if inner is not None:
             body, body_consts = _jax_compat.open_jaxpr(inner)
             results = _inline(body, body_consts, operands, equations, source, scope)
         else:

@@ -13,6 +13,7 @@ from sslx._compact.jaxpr.program import Program, build
 from sslx._compact.jaxpr.state import state_of, stated
 from sslx._compact.plan import LeafPlan, Plan
 from sslx._groups.groups import flatten
+from sslx._paths import leaves_by_path
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,14 +93,13 @@ class Tracer:
         refuse_captured(self.fn, staged.jaxpr, count)
         program = build(staged.jaxpr)
         self.hide(program, {})
-        paths, treedef = jax.tree_util.tree_flatten_with_path(staged.out_info)
-        names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in paths]
+        outputs, treedef = leaves_by_path(staged.out_info)
         _, kwargs = call.rebuild(call.arrays)
         known = state_of(self.fn, kwargs, self.state, plan.leaves)
         state = tuple(
             name if name and plan.leaves[name].shape == value.shape else None
             for name, value in zip(
-                (stated(n, known) for n in names), program.outputs, strict=True
+                (stated(n, known) for n, _ in outputs), program.outputs, strict=True
             )
         )
         return Traced(program, treedef, state)

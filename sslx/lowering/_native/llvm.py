@@ -16,10 +16,15 @@ from jaxtyping import Int
 from sslx.lowering._native import handler
 from sslx.lowering._native.ir import Function, Value, address
 
-try:
-    import llvmlite.binding as llvm
-except ImportError:  # the extra `cpu` is not installed
-    llvm: Any = None
+
+@functools.cache
+def binding() -> Any:
+    """`llvmlite.binding`, or None where the extra `cpu` is not installed."""
+    try:
+        import llvmlite.binding
+    except ImportError:
+        return None
+    return llvmlite.binding
 
 
 class Machine(NamedTuple):
@@ -33,6 +38,7 @@ class Machine(NamedTuple):
 @functools.cache
 def machine() -> Machine | None:
     """The vectors of this processor; None where we know of none, or have no LLVM."""
+    llvm = binding()
     if llvm is None:
         return None
     features = llvm.get_host_cpu_features()
@@ -72,6 +78,7 @@ class _Code:
 
     def __init__(self, text: str, numbers: np.ndarray):
         self._numbers = numbers
+        llvm = binding()
         context = llvm.create_context()
         module = llvm.parse_assembly(text, context)
         self._engine = llvm.create_mcjit_compiler(module, _target_machine())
@@ -230,6 +237,7 @@ def _registered(name: str, calls: Calls) -> _Program:
 
 
 def _target_machine() -> Any:
+    llvm = binding()
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     return llvm.Target.from_default_triple().create_target_machine(
