@@ -66,7 +66,7 @@ variables = train(variables, model.apply, tx, steps=120)
 # The same plan serves training and evaluation.
 small = sslx.compact(model.apply)(variables, x, train=False)
 print(small.summary())
-tuned = train(small.variables, small.apply, optax.sgd(rate), steps=20)
+tuned = train(small.variables, small.apply, optax.sgd(rate), steps=60)
 right = small.apply(tuned, x, train=False).argmax(-1) == y
 print(f"accuracy {right.mean():.0%}")
 assert small.variables["params"]["Conv_1"]["kernel"].shape[3] < 32
