@@ -39,7 +39,7 @@ shares = {name: 0.5 if "conv" in name else 0.25 for name in scores}
 masks = sslx.select.keep(units, scores, shares)
 pruned = eqx.combine(sslx.scale(units, variables, masks), model)
 
-smaller, small = adapter.compact(pruned, x)
+smaller, small = adapter.compact(pruned)(x)
 print(small.summary())
 print(f"conv: {model.conv.out_channels} -> {smaller.conv.out_channels} filters")
 print("hidden:", *(layer.out_features for layer in smaller.mlp.layers))

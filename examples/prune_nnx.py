@@ -38,7 +38,7 @@ graph, state = nnx.split(model)
 nnx.replace_by_pure_dict(state, sslx.scale(units, variables, masks))
 pruned = nnx.merge(graph, state)
 
-smaller, small = adapter.compact(pruned, x)
+smaller, small = adapter.compact(pruned)(x)
 print(small.summary())
 print(f"conv: {model.conv.out_features} -> {smaller.conv.out_features} filters")
 print(f"hidden: {model.hidden.out_features} -> {smaller.hidden.out_features} units")

@@ -107,7 +107,7 @@ def table(record: dict[str, Any]) -> list[dict[str, str]]:
         {
             "network": row.name,
             "from": origin,
-            "error": f"{row.error:.2f}%",
+            "error": f"{row.error:{'g' if origin == 'paper' else '.2f'}}%",
             COUNTED[preset]: row.filters,
             **({"channels": row.channels} if first.channels else {}),
             "FLOP": row.flops,

@@ -31,7 +31,9 @@ def main() -> None:
 
 def pages() -> list[pathlib.Path]:
     """The pages with generated parts."""
-    found = sorted((ROOT / "docs").rglob("*.md"))
+    found = [
+        p for p in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in p.parts
+    ]
     return [p for p in found if _BLOCK.search(p.read_text(encoding="utf-8"))]
 
 

@@ -1,4 +1,4 @@
-"""A compact function against the dense one, on random inputs."""
+"""Compare a compact function with the dense one, on random inputs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +24,7 @@ def check(
     it gives shapes only); keys and Python numbers are what they were.
 
     Args:
-      small: what was made of them.
+      small: the compact network.
       traced: the call it was made with.
       leaves: the dense variables, by path.
       call: the example.
@@ -92,7 +92,7 @@ def _start(
 ) -> str:
     """The first equation whose computed slices differ from the dense program's."""
     kept = jax.tree_util.tree_leaves(small.variables)
-    held, alive = small.reduced(traced).held(kept, arrays)
+    held, alive = small.reduced(traced).intermediates(kept, arrays)
     dense = evaluate_dense(traced.program, [*leaves.values(), *arrays])
     for eqn in traced.program.equations:
         for value in eqn.outputs:

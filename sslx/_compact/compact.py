@@ -1,4 +1,10 @@
-"""`compact`: dead-code elimination, one channel at a time, on the jaxpr."""
+"""`compact`: dead-code elimination, one channel at a time, on the jaxpr.
+
+The call is traced (`jaxpr.tracing`), analysed until nothing more is found dead
+(`analysis.fixed_point`), and what is left of the variables is the plan. Then the
+reduced program is evaluated on shapes: if an equation fails, it is treated as one
+without a rule, and the analysis starts over.
+"""
 
 import dataclasses
 import functools
@@ -15,6 +21,7 @@ from sslx._calls import (
     Call,
     require_count,
     require_function,
+    require_two_steps,
     require_word,
     struct,
     take_apart,
@@ -23,7 +30,7 @@ from sslx._compact.analysis.alignment import Alignment
 from sslx._compact.analysis.fixed_point import Keep, Look, fixed_point, planned
 from sslx._compact.analysis.liveness import Liveness
 from sslx._compact.analysis.report import KeptZeros, held_back, kept_zeros
-from sslx._compact.analysis.widths import Widths, round_up
+from sslx._compact.analysis.widths import Widths, pad_widths
 from sslx._compact.check import check as compare
 from sslx._compact.compacted import Compact
 from sslx._compact.jaxpr.arguments import read_variables
@@ -51,7 +58,7 @@ Constants = Literal["fold", "keep"]
 
 def compact(
     fn: Callable[..., Any],
-    *,
+    *_example: Any,
     state: str | Sequence[str] = (),
     groups: Groups | None = None,
     masks: Mapping[str, Any] | None = None,
@@ -115,7 +122,7 @@ def compact(
         then the result holds shapes, and its plan shrinks real arrays.
       - `*args, **kwargs`: the rest of the call; shapes are enough. Arrays, real and
         complex numbers are traced, as by `jax.jit`; integers, booleans, strings and
-        other objects are settings, and a call with other settings is traced anew.
+        other objects are settings, and a call with other settings is traced again.
 
       Whatever could not be reduced is kept whole, and `held_back` says why.
 
@@ -137,7 +144,8 @@ def compact(
     require_word("lowering", lowering, get_args(Lowering))
     if round_to is not None:
         require_count("round_to", round_to)
-    require_function(fn)
+    require_function(fn, *_example[:1])
+    require_two_steps("sslx.compact(fn, **options)(variables, *args)", _example)
 
     def of(variables: PyTree, *args: Any, **kwargs: Any) -> Compact:
         require_function(fn, variables)
@@ -151,7 +159,7 @@ def compact(
         traced = tracer(variables, identity, dtypes, call)
         given = Given(tracer, treedef, traced, leaves, zeros, call)
         reduce = functools.partial(
-            reduced, given, look=look, fold=constants == "fold", strict=strict
+            reduced, given, look=look, fold_constants=constants == "fold", strict=strict
         )
         if lowering == "measure":
             ways = [reduce(*way) for way in _ways(alignment, round_to)]
@@ -189,7 +197,7 @@ def reduced(
     keep: Keep | None,
     *,
     look: Look,
-    fold: bool,
+    fold_constants: bool,
     strict: bool,
     follow: bool = False,
 ) -> Compact:
@@ -199,7 +207,7 @@ def reduced(
     """
     traced, leaves = given.traced, given.leaves
     while True:
-        live = Liveness(traced.program, fold=fold)
+        live = Liveness(traced.program, fold_constants=fold_constants)
         zeros = fixed_point(
             *(live, traced, leaves, given.zeros, alignment, look),
             keep=keep,
@@ -232,7 +240,7 @@ def _zeroed(leaves: Mapping[str, Any], zeros: Mapping[str, Masks]) -> dict[str, 
 
 
 def _keep_whole(tracer: Tracer, traced: Traced, error: Fault) -> None:
-    """Take an equation that could not be reduced as it is; or all, if none is known.
+    """Keep an equation that could not be reduced as it is; or all, if none is known.
 
     Raises:
       RuntimeError: all are.
@@ -266,8 +274,8 @@ def _reduced(given: Given, live: Liveness, strict: bool) -> Compact:
         held,
         _lined_up(given, live, given.zeros),
         given.call._replace(arrays=arrays),
-        live.fold,
-        reductions={} if reduced is None else {given.traced: reduced},
+        live.fold_constants,
+        _programs={} if reduced is None else {given.traced: reduced},
     )
 
 
@@ -291,7 +299,7 @@ def _tightened(small: Compact, given: Given, live: Liveness) -> Compact:
         folded=folded,
         variables=_shrunk(plan, given.treedef, given.leaves),
         kept_zeros=_lined_up(given, live, left),
-        reductions={},
+        _programs={},
     )
 
 
@@ -324,7 +332,7 @@ def _widths(round_to: int | None) -> Keep | None:
 
 
 def _rounding(widths: Widths) -> Keep:
-    return functools.partial(round_up, widths=widths)
+    return functools.partial(pad_widths, widths=widths)
 
 
 def _ways(

@@ -11,13 +11,13 @@ from jaxtyping import PyTree
 
 from sslx._calls import Call, require_word, take_apart
 from sslx._compact import summary
-from sslx._compact.analysis.report import Held, KeptZeros
+from sslx._compact.analysis.report import HeldBack, KeptZeros
 from sslx._compact.jaxpr.tracing import Traced, Tracer
 from sslx._compact.plan import Plan, expand_plan
 from sslx._compact.rewrite.evaluation import (
-    Reduction,
+    ReducedProgram,
     checked,
-    reduction,
+    reduce_program,
 )
 from sslx._groups.groups import flatten
 from sslx.lowering import (
@@ -44,20 +44,19 @@ class Compact:
       kept_zeros: zero slices that stay so that operands line up, each with its reason.
       example: the example call as shapes; None if the network was loaded from a file
         that could not hold it.
-      fold: whether constant channels are computed apart from the data.
       tuned: how `apply` computes its convolutions; None leaves them to XLA.
     """
 
-    tracer: Tracer
+    _tracer: Tracer
     variables: PyTree
     plan: Plan
     folded: Mapping[str, int]
-    held_back: tuple[Held, ...]
+    held_back: tuple[HeldBack, ...]
     kept_zeros: tuple[KeptZeros, ...]
     example: Call | None
-    fold: bool
+    _fold_constants: bool
     tuned: Tuned | None = None
-    reductions: dict[Traced, Reduction] = dataclasses.field(default_factory=dict)
+    _programs: dict[Traced, ReducedProgram] = dataclasses.field(default_factory=dict)
 
     def apply(self, variables: PyTree, *args: Any, **kwargs: Any) -> PyTree:
         """What `fn(full variables, *args, **kwargs)` returns.
@@ -65,8 +64,8 @@ class Compact:
         The function is traced for every new shape or setting, so wrap it in `jax.jit`.
         An output leaf whose path ends with the path of a *state* variable of the same
         shape is its new value, and comes back in the reduced shape; all other outputs
-        come back whole. State is what `compact(state=...)` named, and the collections
-        that the call names as Linen's `mutable=`.
+        have the shapes that `fn` gives them. State is what `compact(state=...)` named,
+        and the collections that the call names as Linen's `mutable=`.
 
         Args:
           variables: `self.variables`, or others of the same structure and shapes.
@@ -82,25 +81,26 @@ class Compact:
         leaves = checked(self.plan, variables)
         call = take_apart(args, kwargs)
         dtypes = [x.dtype for x in leaves.values()]
-        traced = self.tracer(variables, self.plan, dtypes, call)
+        traced = self._tracer(variables, self.plan, dtypes, call)
         return self.reduced(traced).run(list(leaves.values()), call)
 
-    def reduced(self, traced: Traced) -> Reduction:
-        """What is alive in a traced call; kept for the newest one."""
-        if traced not in self.reductions:
-            self.reductions.clear()
-            self.reductions[traced] = reduction(traced, self.plan, self.fold)
-        return self.reductions[traced]
+    def reduced(self, traced: Traced) -> ReducedProgram:
+        """A traced call and what is alive in it; kept for the newest one."""
+        if traced not in self._programs:
+            self._programs.clear()
+            program = reduce_program(traced, self.plan, self._fold_constants)
+            self._programs[traced] = program
+        return self._programs[traced]
 
     @property
     def fn(self) -> Callable[..., Any]:
         """The original function."""
-        return self.tracer.fn
+        return self._tracer.fn
 
     @property
     def state(self) -> tuple[str, ...]:
         """The regular expressions that name state variables."""
-        return self.tracer.state
+        return self._tracer.state
 
     @property
     def compiler_options(self) -> dict[str, str]:

@@ -64,10 +64,10 @@ def compact_in_place(
     given = Given(tracer, treedef, traced, leaves, zeros, call)
     values = [v for p, v in zip(leaves, given.params, strict=True) if p in whole]
     keep = functools.partial(line_up, whole=values, means=not strict)
-    options = {"look": look, "fold": False, "strict": strict, "follow": True}
+    options = {"look": look, "fold_constants": False, "strict": strict, "follow": True}
     small = reduced(given, "align", keep, **options)
     first = Tracer(fns[0], patterns, tracer.opaque)
-    return dataclasses.replace(small, tracer=first, reductions={})
+    return dataclasses.replace(small, _tracer=first, _programs={})
 
 
 def _filled(leaf: Any, first: bool) -> Any:

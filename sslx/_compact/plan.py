@@ -264,7 +264,7 @@ def _each(plan: Plan, tree: PyTree, small: bool, look: bool) -> PyTree:
 def _each_in_one_vector(
     plan: Plan, names: tuple[str, ...], vector: Any, small: bool
 ) -> Any:
-    """Several parameters one after the other, each shrunk or expanded."""
+    """A vector of several parameters in sequence, each shrunk or expanded."""
     parts, start = [], 0
     for name in names:
         entry = plan.leaves[name]
@@ -303,7 +303,7 @@ def _strange(plan: Plan, path: str, leaf: Any) -> str:
 
 
 def _without_collection(plan: Plan, parts: list[str]) -> str | None:
-    """The parameter that is the path's tail, but for its own leading collection."""
+    """The parameter whose path, without its collection, the path ends with."""
     found = {
         name
         for name in plan.leaves

@@ -1,4 +1,9 @@
-"""`units`: what has to be removed together, found by the rules that compaction uses."""
+"""`units`: what has to be removed together, by the rules that compaction uses.
+
+Families of slices that go together are found in the axis graph (`analysis.families`).
+That a unit can be removed is then tried: with half of the units zero at a time, the
+analysis of `compact` has to find all their slices dead, or the unit is left out.
+"""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -7,11 +12,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
-from sslx._calls import require_function, take_apart
+from sslx._calls import require_function, require_two_steps, take_apart
+from sslx._compact.analysis.axis_graph import Node
+from sslx._compact.analysis.facts import full
 from sslx._compact.analysis.families import Family, families
 from sslx._compact.analysis.fixed_point import fixed_point
 from sslx._compact.analysis.kinds import is_stream, kind_of
-from sslx._compact.analysis.liveness import Liveness, full
+from sslx._compact.analysis.liveness import Liveness
 from sslx._compact.jaxpr.arguments import read_variables
 from sslx._compact.jaxpr.masks import is_region
 from sslx._compact.jaxpr.program import Equation, Value
@@ -20,12 +27,10 @@ from sslx._compact.jaxpr.tracing import Traced, Tracer, whole_leaf
 from sslx._compact.plan import Plan
 from sslx._groups.classes import GroupClass, Groups, Member
 
-Node = tuple[Value, int]
-
 
 def units(
     fn: Callable[..., Any],
-    *,
+    *_example: Any,
     pin: str | Sequence[str] = (),
     state: str | Sequence[str] = (),
 ) -> Callable[..., Groups]:
@@ -62,7 +67,8 @@ def units(
       >>> units = sslx.units(model.apply, pin=["stem"])(variables, x)
       >>> penalty = sslx.penalty_value(sslx.GroupLasso(1e-4), units, variables)
     """
-    require_function(fn)
+    require_function(fn, *_example[:1])
+    require_two_steps("sslx.units(fn, **options)(variables, *args)", _example)
 
     def of(variables: PyTree, *args: Any, **kwargs: Any) -> Groups:
         require_function(fn, variables)
@@ -79,7 +85,7 @@ def units(
 
 def _units(traced: Traced, leaves: Mapping[str, Any], pin: Sequence[str]) -> Groups:
     paths = dict(zip(traced.program.inputs, leaves, strict=False))
-    live = Liveness(traced.program, fold=False)
+    live = Liveness(traced.program, fold_constants=False)
     none = {p: [np.zeros(n, bool) for n in x.shape or (1,)] for p, x in leaves.items()}
     fixed_point(live, traced, leaves, none, alignment="align", look=None)
     found, reasons = families(live, list(paths), _frozen(traced, paths, pin))
@@ -112,7 +118,7 @@ class _Trial:
         return [f for f in left if f is not None]
 
     def staying(self, found: Sequence[Family]) -> list[set[int]]:
-        """Per family, the units of which something is kept; half are zero at a time."""
+        """Per family, the units of which something stays when half of all are zero."""
         stay: list[set[int]] = [set() for _ in found]
         for parity in (0, 1):
             dead = [
@@ -137,13 +143,13 @@ class _Trial:
             for (value, axis), mask in nodes.items():
                 masks = zeros[self.params[value]]
                 masks[axis] = masks[axis] | mask
-        live = Liveness(self.traced.program, fold=True)
+        live = Liveness(self.traced.program, fold_constants=True)
         fixed_point(live, self.traced, self.leaves, zeros, "align", look=None)
         return live
 
 
 def _apart(found: Sequence[Family]) -> list[list[int]]:
-    """The families in parts, of which none has two on one axis."""
+    """The families, in parts within which no two share an axis."""
     parts: list[tuple[list[int], set[Node]]] = []
     for k, family in enumerate(found):
         nodes = set(family.labels)
@@ -200,9 +206,7 @@ def _classes(
     return tuple(classes.values())
 
 
-def _notes(
-    reasons: Mapping[tuple[Value, int], str], paths: Mapping[Value, str]
-) -> tuple[str, ...]:
+def _notes(reasons: Mapping[Node, str], paths: Mapping[Value, str]) -> tuple[str, ...]:
     """One line per reason, with all the axes it keeps whole."""
     axes: dict[str, list[str]] = {}
     for (value, axis), reason in reasons.items():

@@ -236,7 +236,7 @@ class Groups(Tabular):
         """The classes of some kinds, such as `units.of_kind("head", "FFN unit")`.
 
         Raises:
-            ValueError: There is no class of one of them.
+            ValueError: One of them has no class.
         """
         known = sorted({c.kind for c in self.classes if c.kind})
         lacking = [kind for kind in kinds if kind not in known]

@@ -310,7 +310,7 @@ def present(groups: Groups, leaves: Mapping) -> list[GroupClass]:
 
 
 def expect_groups(groups: Any) -> None:
-    """Raise for what are no groups, such as parameters in their place."""
+    """Raise unless a value is `Groups`, such as parameters in the wrong place."""
     fix = (
         "make them with sslx.groups or sslx.units, and give them before the parameters"
     )

@@ -143,7 +143,7 @@ class GroupElastic(Penalty):
     Attributes:
         ratio: Share of the lasso term, from 0 (ridge) to 1 (group lasso).
 
-    Source: Zou and Hastie 2005, with the group norm in the place of the entry.
+    Source: Zou and Hastie 2005, with the group norm in place of the entry.
     """
 
     ratio: Scalar = 0.5

@@ -122,7 +122,7 @@ def value_of(penalty: Penalty, classes: Classes, leaves: Leaves) -> Float[Array,
 
 
 def expect_penalty(penalty: Any) -> None:
-    """Raise for what is no penalty, such as a name or a class."""
+    """Raise unless a value is a penalty (a name or a class is not)."""
     fix = "give one with its strength, such as GroupLasso(1e-4)"
     expect("penalty", penalty, Penalty, fix)
 

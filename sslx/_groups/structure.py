@@ -74,7 +74,7 @@ class Structure:
 
         O is cut into `parts` equal parts, and a column of weights (`SHAPE`), an input
         channel or a layer is a separate group in each; the parts are an extra axis of
-        the index, in the place of O. Filters lie inside one part anyway.
+        the index, in place of O. Filters lie inside one part anyway.
         """
         return dataclasses.replace(self, parts=parts)
 

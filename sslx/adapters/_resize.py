@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from sslx._calls import take_apart
-from sslx._compact.analysis.report import Held
+from sslx._compact.analysis.report import HeldBack
 from sslx._compact.compacted import Compact
 from sslx._compact.in_place import compact_in_place
 from sslx._compact.jaxpr.state import state_of
@@ -83,7 +83,7 @@ def reduced(
     run = functools.partial(
         *(compact_in_place, fns, variables, args, kwargs), state=state, strict=strict
     )
-    held: dict[str, Held] = {}
+    held: dict[str, HeldBack] = {}
     first: Unfit | None = None
     while True:
         whole = {p for p in leaves if any(p.startswith(f"{h}/") for h in held)}
@@ -109,7 +109,7 @@ def reduced(
             held = {p: h for p, h in held.items() if not p.startswith(f"{place}/")}
             paths = tuple(p for p in leaves if p.startswith(f"{place}/"))
             why = f"{place} ({text.splitlines()[0]})"
-            held[place] = Held("the module", why, paths, "it stays whole")
+            held[place] = HeldBack("the module", why, paths, "it stays whole")
 
 
 def _gone(small: Compact) -> set[str]:
@@ -118,16 +118,16 @@ def _gone(small: Compact) -> set[str]:
     return {p for p, x in plan.items() if 0 in x.small_shape and 0 not in x.shape}
 
 
-def _kept_for_code(paths: Iterable[str]) -> list[Held]:
+def _kept_for_code(paths: Iterable[str]) -> list[HeldBack]:
     """The modules of which a slice stays that is zero."""
     found: dict[str, list[str]] = {}
     for path in sorted(paths):
         found.setdefault(path.rpartition("/")[0], []).append(path)
     reason = "nothing else is left of it, and its code runs all the same"
-    return [Held("the module", at, tuple(p), reason) for at, p in found.items()]
+    return [HeldBack("the module", at, tuple(p), reason) for at, p in found.items()]
 
 
-def _kept_for_means(small: Compact) -> list[Held]:
+def _kept_for_means(small: Compact) -> list[HeldBack]:
     """The means for which zero slices stay."""
     found: dict[str, list[str]] = {}
     for kept in small.kept_zeros:
@@ -135,7 +135,7 @@ def _kept_for_means(small: Compact) -> list[Held]:
             found.setdefault(kept.source, []).append(kept.path)
     reason = "a mean counts the slices that are there"
     return [
-        Held("reduce_sum", source, tuple(dict.fromkeys(paths)), reason)
+        HeldBack("reduce_sum", source, tuple(dict.fromkeys(paths)), reason)
         for source, paths in found.items()
     ]
 
@@ -265,10 +265,10 @@ def _parts(library: Library, versions: Versions) -> dict[str, Part]:
 
 def _seen(small: Compact, args: tuple[Any, ...], kwargs: Any) -> dict[int, set[int]]:
     """To which sizes the axes of each size went, over the values of the program."""
-    if not small.reductions:
+    if not small._programs:
         jax.eval_shape(lambda v: small.apply(v, *args, **kwargs), small.variables)
     found: dict[int, set[int]] = {}
-    for traced, reduced in small.reductions.items():
+    for traced, reduced in small._programs.items():
         for equation in traced.program.equations:
             for value in equation.outputs:
                 for mask in reduced.live.alive(value):

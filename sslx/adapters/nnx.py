@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 from jaxtyping import PyTree
 
+from sslx._calls import require_two_steps
 from sslx._compact.compacted import Compact
 from sslx._groups.groups import flatten, unflatten
 from sslx.adapters._resize import (
@@ -52,12 +53,11 @@ def _merged(graph: Any, state: Any, variables: PyTree) -> nnx.Module:
 
 def compact(
     module: nnx.Module,
-    *args: Any,
+    *_example: Any,
     call: Call = call_module,
     sizes: Mapping[str, Any] | None = None,
     strict: bool = False,
-    **kwargs: Any,
-) -> Resized:
+) -> Callable[..., Resized]:
     """Remove what is dead from a module; the result runs the module's own code.
 
     That code can neither move slices nor add folded constants, so operands are aligned,
@@ -73,16 +73,15 @@ def compact(
 
     Args:
       module: is left as it is.
-      *args: an example call; shapes are enough.
       call: as for `function`.
       sizes: new values of attributes that are not found otherwise, by path:
         `{"attn.heads": 3, "blocks.0.config.n_head": 2, "norm.shape": (13,)}`.
       strict: as for `sslx.compact`; also raise instead of keeping a submodule whole.
-      **kwargs: more of the call.
 
     Returns:
-      The smaller module, with its sizes (such as `out_features`), and the `Compact` it
-      was made from, whose plan shrinks optimizer states.
+      A function of an example call, `(*args, **kwargs)` of arrays or shapes. It gives
+      the smaller module, with its sizes (such as `out_features`), and the `Compact`
+      that it was made from, whose plan shrinks optimizer states.
 
     Raises:
       ValueError: if the module's code cannot run at the new sizes or would compute
@@ -92,43 +91,52 @@ def compact(
 
     Example:
       >>> model.eval()
-      >>> model, small = sslx.adapters.nnx.compact(model, x)
+      >>> model, small = sslx.adapters.nnx.compact(model)(x)
     """
+    require_two_steps("nnx.compact(model, **options)(*args)", _example)
 
-    def resized(small: Compact) -> Any:
-        return resize(module, small, *args, call=call, sizes=sizes, **kwargs)
+    def of(*args: Any, **kwargs: Any) -> Resized:
+        resized = lambda small: resize(module, small, call=call, sizes=sizes)(
+            *args, **kwargs
+        )
+        return reduced(_LIBRARY, module, resized, call, strict, args, kwargs)
 
-    return reduced(_LIBRARY, module, resized, call, strict, args, kwargs)
+    return of
 
 
 def resize(
     module: nnx.Module,
     small: Compact,
-    *args: Any,
+    *,
     call: Call = call_module,
     sizes: Mapping[str, Any] | None = None,
-    **kwargs: Any,
-) -> nnx.Module:
+) -> Callable[..., nnx.Module]:
     """A module with the arrays of a compact network, such as one that `load` read.
 
     Args:
       module: the original module; it is left as it is.
       small: made from `function(module)` with `alignment="align", constants="keep"`.
-      *args: a call to compare the two with; shapes are enough.
       call: as for `function`.
       sizes: as for `compact`.
-      **kwargs: more of the call.
+
+    Returns:
+      A function of a call to compare the two with, `(*args, **kwargs)` of arrays or
+      shapes, that gives the smaller module.
 
     Raises:
       ValueError: as for `compact`, or if constants were folded.
     """
     refuse_constants(small)
-    graph, state = nnx.split(module)
-    _, treedef = flatten(small.variables)
-    trees = small.expand(), small.variables, unflatten(treedef, small.plan.leaves)
-    versions = Versions(module, *(_merged(graph, state, tree) for tree in trees))
-    fit(_LIBRARY, versions, small, call, sizes or {}, args, kwargs)
-    return versions.now
+
+    def of(*args: Any, **kwargs: Any) -> nnx.Module:
+        graph, state = nnx.split(module)
+        _, treedef = flatten(small.variables)
+        trees = small.expand(), small.variables, unflatten(treedef, small.plan.leaves)
+        versions = Versions(module, *(_merged(graph, state, tree) for tree in trees))
+        fit(_LIBRARY, versions, small, call, sizes or {}, args, kwargs)
+        return versions.now
+
+    return of
 
 
 def _modules(module: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:

@@ -82,7 +82,7 @@ def net() -> Net:
 @functools.cache
 def resized() -> tuple[Net, Net, sslx.Compact, jax.Array]:
     model, x = net(), noise(2, 8, 8, 3)
-    return model, *sslx.adapters.nnx.compact(model, x), x
+    return model, *sslx.adapters.nnx.compact(model)(x), x
 
 
 def test_nnx_module_comes_back_smaller_in_every_attribute() -> None:
@@ -124,7 +124,7 @@ def test_nnx_attention_loses_a_whole_head() -> None:
         zero(part.kernel, (slice(None), 1))
         zero(part.bias, 1)
     zero(model.heads.out.kernel, 1)
-    small, _ = sslx.adapters.nnx.compact(model, x)
+    small, _ = sslx.adapters.nnx.compact(model)(x)
     assert distance(small(x), model(x)) < 1e-5
     assert (small.heads.num_heads, small.heads.qkv_features) == (3, 24)
     assert small.heads.head_dim == 8
@@ -141,8 +141,8 @@ def test_nnx_module_whose_code_divides_by_a_size_that_shrank_is_refused_by_name(
     zero(model.heads.value.kernel, (..., DEAD))
     zero(model.heads.value.bias, (..., DEAD))
     with pytest.raises(ValueError, match=r"output of heads/out \(LinearGeneral\)"):
-        sslx.adapters.nnx.compact(model, x, strict=True)
-    new, small = sslx.adapters.nnx.compact(model, x)
+        sslx.adapters.nnx.compact(model, strict=True)(x)
+    new, small = sslx.adapters.nnx.compact(model)(x)
     assert distance(new(x), model(x)) < 1e-5
     assert new.heads.head_dim == 8
     assert "holds back heads/key/bias" in str(small.held_back[-1])
@@ -165,7 +165,7 @@ def test_nnx_module_that_cannot_run_is_refused_by_name() -> None:
     model = HardCoded(nnx.Rngs(0))
     zero(model.inner.kernel, (..., DEAD))
     with pytest.raises(ValueError, match=r"the module \(HardCoded\) cannot run"):
-        sslx.adapters.nnx.compact(model, noise(2, 4))
+        sslx.adapters.nnx.compact(model)(noise(2, 4))
 
 
 def test_folded_constants_have_no_place_in_a_module() -> None:
@@ -175,7 +175,7 @@ def test_folded_constants_have_no_place_in_a_module() -> None:
     small = sslx.compact(fn)(variables, x)
     assert small.folded
     with pytest.raises(ValueError, match=r'constants were folded.*\n.*"keep"'):
-        sslx.adapters.nnx.resize(model, small, x)
+        sslx.adapters.nnx.resize(model, small)(x)
 
 
 def test_nnx_module_is_resized_from_a_file(tmp_path: pathlib.Path) -> None:
@@ -183,7 +183,7 @@ def test_nnx_module_is_resized_from_a_file(tmp_path: pathlib.Path) -> None:
     sslx.save(tmp_path / "small", small)
     fn, variables = sslx.adapters.nnx.function(model)
     loaded = sslx.load(tmp_path / "small", fn, like=variables)
-    again = sslx.adapters.nnx.resize(model, loaded, x)
+    again = sslx.adapters.nnx.resize(model, loaded)(x)
     assert distance(again(x), first(x)) == 0
     assert again.conv1.out_features == 13
 
@@ -233,7 +233,7 @@ def test_nnx_statistics_go_on_as_in_the_dense_module(
 ) -> None:
     dense, x = normed(speaks), noise(16, 6)
     dense.set_attributes(deterministic=not train, use_running_average=not train)
-    small, found = sslx.adapters.nnx.compact(dense, x)
+    small, found = sslx.adapters.nnx.compact(dense)(x)
     assert small.norm.mean.shape == (width,)
     assert small.drop.deterministic is not train
     assert not found.held_back
@@ -256,7 +256,7 @@ def test_nnx_state_that_a_call_returns_has_the_reduced_shape() -> None:
 
     dense, x = normed(speaks=False), noise(16, 6)
     dense.drop.eval()
-    small, found = sslx.adapters.nnx.compact(dense, x, call=call)
+    small, found = sslx.adapters.nnx.compact(dense, call=call)(x)
     assert small.norm.mean.shape == (5,)
     _, state = found.apply(found.variables, x)
     assert jax.tree.map(jnp.shape, nnx.to_pure_dict(state)) == {
@@ -280,7 +280,7 @@ class Remembers(nnx.Module):
 
 def test_nnx_state_that_is_zero_is_not_taken_for_dead() -> None:
     dense, x = Remembers(), noise(4, 6)
-    small, _ = sslx.adapters.nnx.compact(dense, x)
+    small, _ = sslx.adapters.nnx.compact(dense)(x)
     for model in (dense, small):
         model.memory[...] = jnp.ones((1, 8))
     assert distance(small(x), dense(x)) < 1e-6
@@ -354,7 +354,7 @@ def shrunk() -> tuple[Normed, Normed, sslx.Plan, nnx.Optimizer]:
     model.drop.eval()
     optimizer = stepping(model)
     trained(model, optimizer, x)
-    small, found = sslx.adapters.nnx.compact(model, x)
+    small, found = sslx.adapters.nnx.compact(model)(x)
     return model, small, found.plan, optimizer
 
 
@@ -419,7 +419,7 @@ def test_equinox_module_comes_back_smaller_in_every_attribute() -> None:
         *(p[0].mlp.layers[0].weight, p[0].mlp.layers[0].bias),
     )
     pair, x = eqx.tree_at(slices, pair, replace_fn=without(DEAD)), noise(2, 3, 8, 8)
-    resized = sslx.adapters.equinox.compact(pair, x, call=batched)
+    resized = sslx.adapters.equinox.compact(pair, call=batched)(x)
     model, _ = resized.module
     assert distance(batched(resized.module, x), batched(pair, x)) < 1e-5
     assert (model.conv.in_channels, model.conv.out_channels) == (3, 13)
@@ -462,7 +462,7 @@ def test_equinox_state_goes_on_as_in_the_dense_module(
     )
     pair = eqx.tree_at(slices, pair, replace_fn=without(DEAD))
     pair = eqx.nn.inference_mode(pair, not train)
-    small, found = sslx.adapters.equinox.compact(pair, x, call=normed_batch)
+    small, found = sslx.adapters.equinox.compact(pair, call=normed_batch)(x)
     assert not found.held_back
     assert small[0].first.out_features == small[0].norm.input_size == 5
     assert sorted(map(jnp.shape, jax.tree.leaves(small[1]))) == [(), (5,), (5,)]
@@ -496,7 +496,7 @@ def test_equinox_attention_loses_a_whole_head() -> None:
         lambda m: m.output_proj.weight, model, replace_fn=without(np.s_[:, 8:16])
     )
     x, call = noise(5, 32), lambda m, x: m(x, x, x)
-    small, _ = sslx.adapters.equinox.compact(model, x, call=call)
+    small, _ = sslx.adapters.equinox.compact(model, call=call)(x)
     assert distance(call(small, x), call(model, x)) < 1e-5
     assert small.num_heads == 3
     assert small.query_proj.out_features == small.output_proj.in_features == 24
@@ -509,8 +509,8 @@ def test_equinox_norm_over_what_shrank_is_refused_by_name() -> None:
     slices = lambda m: (m[0].weight, m[0].bias, m[1].weight, m[1].bias)
     model = eqx.tree_at(slices, model, replace_fn=without(DEAD))
     with pytest.raises(ValueError, match="computes something else: output is off by"):
-        sslx.adapters.equinox.compact(model, noise(4), strict=True)
-    new, small = sslx.adapters.equinox.compact(model, noise(4))
+        sslx.adapters.equinox.compact(model, strict=True)(noise(4))
+    new, small = sslx.adapters.equinox.compact(model)(noise(4))
     assert distance(new(noise(4)), model(noise(4))) < 1e-5
     assert "LayerNorm.__call__) holds back layers/0/weight" in str(small.held_back[0])
     fn, variables = sslx.adapters.equinox.function(model)

@@ -114,6 +114,7 @@ def test_units_of_networks_as_people_publish_them(name: str, x64) -> None:
     assert sorted(c.count for c in units.classes) == counts[name]
 
 
+SLOW = pytest.mark.slow
 ACTIVATIONS = {
     "relu6": jax.nn.relu6,
     "clip": lambda x: jnp.minimum(jnp.maximum(x, 0), 6.0),
@@ -127,7 +128,13 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("relu6", "softplus") else SLOW)
+        for name in ACTIVATIONS
+    ],
+)
 def test_units_go_through_depthwise_convolutions_after(name: str, x64) -> None:
     make, act = Maker(0), ACTIVATIONS[name]
     make.weights(a=(1, 1, 2, 6), b=(3, 3, 1, 6), c=(6, 2))

@@ -1,9 +1,12 @@
-"""Keep what code needs that runs as it is: operands that line up, means over all terms.
+"""Keep what code that is not rewritten needs: operands of one size, means of all terms.
 
-A rewritten program takes from every operand the slices that it reads. Code that is not
-rewritten takes operands as they are: a slice of one is a slice of what is made of it,
-of the other operands, and of the weights that are summed with it. And a mean divides by
-the number of slices that are there.
+A rewritten program takes from every operand the slices that it reads. Other code takes
+operands as they are: a slice that stands in one also stands in the results, in the
+other operands, and in the weights that are summed with it. And a mean divides by the
+number of slices that are there, so the zero ones have to stay.
+
+`line_up` goes through the equations in order, notes which slices stand in every value,
+and forces those that would be missing.
 """
 
 import itertools
@@ -13,17 +16,19 @@ from collections.abc import Iterable
 import numpy as np
 
 from sslx._compact.analysis.alignment import translate
-from sslx._compact.analysis.control_flow import Call, Rewired
-from sslx._compact.analysis.liveness import Liveness, full
-from sslx._compact.jaxpr.masks import either, is_region, some, without
+from sslx._compact.analysis.control_flow import CallBody
+from sslx._compact.analysis.facts import full
+from sslx._compact.analysis.forcing import force, force_operands, revives, standing
+from sslx._compact.analysis.liveness import Liveness
+from sslx._compact.jaxpr.masks import Mask, Masks, either, is_region, some, without
 from sslx._compact.jaxpr.program import Equation, Value
-from sslx._compact.rules.relation import Mask, Masks, Relation
+from sslx._compact.rules.relation import Relation
 
 _RESHAPED = ("broadcast_in_dim", "reshape", "squeeze", "convert_element_type")
 
 
 def line_up(live: Liveness, *, whole: Iterable[Value], means: bool) -> bool:
-    """Force what does not line up, after `settle`; whether anything was.
+    """Force what does not line up, after `align`; whether anything was.
 
     Args:
       live: of the program, analysed.
@@ -37,7 +42,7 @@ def line_up(live: Liveness, *, whole: Iterable[Value], means: bool) -> bool:
 
 
 def _lined_up(live: Liveness, there: dict[Value, Masks], means: bool) -> bool:
-    """The same, with slices known to stand in some values."""
+    """The same for one program; `there` are slices that stand in some of its values."""
     changed, readers = False, _readers(live)
     for eqn in live.program.equations:
         if not live.runs(eqn):
@@ -50,26 +55,24 @@ def _lined_up(live: Liveness, there: dict[Value, Masks], means: bool) -> bool:
             continue
         for inside in body.insides:
             given = {}
-            if isinstance(body, Call):
+            if isinstance(body, CallBody):
                 pairs = zip(inside.program.inputs, eqn.inputs, strict=True)
                 given = {v: there[outer] for v, outer in pairs if outer in there}
             changed |= _lined_up(inside, given, means)
-        if isinstance(body, Call | Rewired):
-            for k, masks in body.forced():
-                changed |= live.force(eqn.inputs[k], masks, eqn)
-        if isinstance(body, Call):
+        changed |= force_operands(live, eqn)
+        if isinstance(body, CallBody):
             outputs = body.inside.program.outputs
             for inner, outer in zip(outputs, eqn.outputs, strict=True):
-                _add(live, there, outer, body.inside.standing(inner))
+                _add(live, there, outer, standing(body.inside, inner))
     for value, masks in there.items():
-        if not live.revives(value, masks):
-            changed |= live.force(value, masks)
+        if not revives(live, value, masks):
+            changed |= force(live, value, masks)
     return changed
 
 
 def _add(live: Liveness, there: dict[Value, Masks], value: Value, masks: Masks) -> None:
     """Note slices that stand in a value and are not computed yet."""
-    new = without(masks, live.standing(value))
+    new = without(masks, standing(live, value))
     if value.literal is None and live.computed(value) and any(map(some, new)):
         there[value] = either(there[value], new) if value in there else new
 
@@ -78,7 +81,7 @@ def _pass_on(live: Liveness, eqn: Equation, there: dict[Value, Masks]) -> None:
     """What stands in the operands stands in the results, and in what is summed."""
     relation = live.relations[eqn]
     stands = [
-        either(live.standing(v), there[v]) if v in there else live.standing(v)
+        either(standing(live, v), there[v]) if v in there else standing(live, v)
         for v in eqn.inputs
     ]
     for o, value in enumerate(eqn.outputs):
@@ -93,7 +96,8 @@ def _pass_on(live: Liveness, eqn: Equation, there: dict[Value, Masks]) -> None:
             masks = full(partner, False)
             stand = stands[here.operand][here.axis]
             if eqn.inputs[here.operand].literal is None:
-                masks[other.axis] = translate(stand, here.label, other, partner)
+                size = partner.shape[other.axis]
+                masks[other.axis] = translate(stand, here, other, size)
             _add(live, there, partner, masks)
 
 
@@ -102,7 +106,7 @@ def _through(
 ) -> Masks:
     """The slices of a result that hold slices of an operand.
 
-    Groups of a convolution are no slices: one channel of a group makes no other.
+    Labels of a grouped convolution do not count: one channel of a group makes no other.
     """
     found: dict[int, Mask] = {}
     for link in relation.between(operand, output):
@@ -150,4 +154,4 @@ def _force_terms(live: Liveness, eqn: Equation) -> bool:
     masks = full(value, False)
     for members in live.relations[eqn].sums:
         masks[members[0].axis] = ~live.terms(eqn, members)
-    return not live.revives(value, masks) and live.force(value, masks, eqn)
+    return not revives(live, value, masks) and force(live, value, masks, eqn)

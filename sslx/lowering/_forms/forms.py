@@ -38,27 +38,25 @@ Kind = Literal[
 class Form:
     """One way to compute a convolution; all of them are exact.
 
-    | kind | what it does |
-    | --- | --- |
-    | `xla` | leaves it to XLA |
-    | `direct` | machine code that reads only columns that are not zero; on a CPU; |
-    | | takes along the elementwise operations that follow |
-    | `crop` | drops border taps that are zero or only ever meet padding |
-    | `union` | `crop`, over the channels that any tap keeps |
-    | `dot` | one product; kernels of one tap, no padding |
-    | `im2col` | patches of all columns, one product |
-    | `gather` | patches of the kept columns only, `(positions, columns)`, one product |
-    | `gather_columns` | the same as `(columns, positions)`, channels first inside |
-    | `shifted` | one product per tap, over the channels this tap keeps |
-    | `classes` | one convolution per set of channels that keep the same taps |
-    | `unrolled` | one product per output position, without taps on padding |
-    | `depthwise` | one multiply-add per tap; one input channel per group |
-    | `split` | one convolution per group of filters, by `inner` where that applies |
-    | `phases` | the same per phase of a dilated input |
+    - `xla`: leaves it to XLA.
+    - `direct`: machine code for a CPU that reads only columns that are not zero, and
+      computes the elementwise operations that follow.
+    - `crop`: without border taps that are zero or only ever meet padding.
+    - `union`: `crop`, over the channels that any tap keeps.
+    - `dot`: one product; for kernels of one tap, without padding.
+    - `im2col`: patches of all columns, one product.
+    - `gather`: patches of the kept columns only, `(positions, columns)`, one product.
+    - `gather_columns`: the same as `(columns, positions)`, channels first inside.
+    - `shifted`: one product per tap, over the channels that this tap keeps.
+    - `classes`: one convolution per set of channels that keep the same taps.
+    - `unrolled`: one product per output position, without taps on padding.
+    - `depthwise`: one multiply-add per tap; for one input channel per group.
+    - `split`: one convolution per group of filters, by `inner` where that applies.
+    - `phases`: one convolution per phase of a dilated input.
 
     Attributes:
-      kind: as above.
-      chunk: images at a time, one after the other (`jax.lax.map`); 0 means all.
+      kind: one of these.
+      chunk: images at a time, one chunk after the other (`jax.lax.map`); 0 means all.
       inner: the form of the parts.
     """
 
@@ -77,13 +75,13 @@ _COMPOSED = ("split", "phases")
 
 
 def run(form: Form, conv: Conv, x: Array, w: Array) -> Array:
-    """The convolution's result, computed in this form.
+    """Compute a convolution in a form.
 
     Args:
-      form: one that `applies`.
-      conv: what to compute.
+      form: a form for which `applies` gives None.
+      conv: the convolution.
       x: shape `conv.lhs`.
-      w: shape `conv.rhs`; columns that are not in `conv.mask` count as zero.
+      w: shape `conv.rhs`; columns outside `conv.mask` count as zero.
     """
     if form.kind == "direct":
         return direct.direct(conv, x, w)
@@ -98,7 +96,7 @@ def run(form: Form, conv: Conv, x: Array, w: Array) -> Array:
 
 
 def applies(form: Form, conv: Conv) -> str | None:
-    """Why a form cannot compute a convolution, or None."""
+    """Why a form cannot compute a convolution; None if it can."""
     if form == XLA:
         return None
     if form.kind == "direct":
