@@ -7,6 +7,7 @@ import flax.linen as nn
 import pytest
 
 from experiments.granularity_shapes import __main__ as granularity_shapes
+from experiments.granularity_shapes import report
 from experiments.models import imagenet as imagenet_models
 from experiments.training import runs
 
@@ -29,7 +30,7 @@ def test_the_study_counts_times_and_reports(tmp_path, monkeypatch):
         granularity_shapes.Config, models=("alexnet",), repeats=3, run=tmp_path
     )
     record = granularity_shapes.main(make(density=0.5))
-    rows = granularity_shapes.storage_rows(record)
+    rows = report.storage_rows(record)
     assert [row["grain"] for row in rows] == ["fine", "vector", "kernel", "filter"]
     assert {row["density"] for row in rows} == {"50.0%"}
     overheads = [float(row["storage / density"]) for row in rows]
