@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from sslx.lowering._conv import Conv
-from sslx.lowering._forms.forms import XLA, Form
+from sslx.lowering._forms.form import XLA, Form, applies
 from sslx.measure._table import shape_text, text_table
 
 Found = list[tuple[str, Conv]]
@@ -158,8 +158,12 @@ class Choices:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Choices":
-        """The inverse of `to_json`, also after a trip through a file."""
-        convolutions = tuple(
+        """The inverse of `to_json`, also after a trip through a file.
+
+        Choices of forms that cannot be computed here, such as `direct` without LLVM,
+        are left out.
+        """
+        convolutions = (
             Choice(
                 c["name"],
                 Conv.from_json(c["conv"]),
@@ -170,7 +174,10 @@ class Choices:
             for c in data["convolutions"]
         )
         return cls(
-            convolutions, data["compiler_options"], data["programs"], data["reductions"]
+            tuple(c for c in convolutions if applies(c.form, c.conv) is None),
+            data["compiler_options"],
+            data["programs"],
+            data["reductions"],
         )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
+
+from sslx.lowering._taps import Axis
 
 Pads = tuple[tuple[int, int], ...]
 
@@ -98,20 +101,23 @@ class Conv:
         return self.rhs[:-2]
 
     @functools.cached_property
+    def axes(self) -> tuple[Axis, ...]:
+        """The spatial axes."""
+        every = zip(
+            self.image,
+            self.lhs_dilation,
+            self.padding,
+            self.window,
+            self.rhs_dilation,
+            self.strides,
+            strict=True,
+        )
+        return tuple(itertools.starmap(Axis, every))
+
+    @functools.cached_property
     def out(self) -> tuple[int, ...]:
         """Spatial sizes of the output."""
-        return tuple(
-            max(0, (dilated(n, a) + sum(pad) - dilated(k, b)) // s + 1)
-            for n, a, pad, k, b, s in zip(
-                self.image,
-                self.lhs_dilation,
-                self.padding,
-                self.window,
-                self.rhs_dilation,
-                self.strides,
-                strict=True,
-            )
-        )
+        return tuple(axis.out for axis in self.axes)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -144,8 +150,9 @@ class Conv:
     def macs_inside(self) -> int:
         """The same without padding."""
         taps = np.ones((), int)
-        for axis in range(len(self.window)):
-            taps = np.multiply.outer(taps, self.meets(axis).sum(0))
+        for axis in self.axes:
+            _, meets = axis.reads()
+            taps = np.multiply.outer(taps, meets.sum(0))
         return self._macs(taps)
 
     def _macs(self, positions: np.ndarray) -> int:
@@ -153,15 +160,6 @@ class Conv:
         columns = self.mask.sum((-2, -1))
         filters = self.rhs[-1] // self.groups // self.batch_groups
         return int((columns * positions).sum()) * self.lhs[0] * filters
-
-    def meets(self, axis: int) -> Bool[np.ndarray, "positions taps"]:
-        """Whether a tap meets an entry of the image at an output position."""
-        positions = np.arange(self.out[axis]) * self.strides[axis]
-        taps = np.arange(self.window[axis]) * self.rhs_dilation[axis]
-        entry = positions[:, None] + taps - self.padding[axis][0]
-        hole = self.lhs_dilation[axis]
-        inside = (entry >= 0) & (entry < dilated(self.image[axis], hole))
-        return inside & (entry % hole == 0)
 
     @functools.cached_property
     def key(self) -> str:
@@ -225,11 +223,6 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(_tuples(v) for v in value)
     return value
-
-
-def dilated(size: int, distance: int) -> int:
-    """Length of `size` entries at a distance."""
-    return (size - 1) * distance + 1 if size else 0
 
 
 def has_sizes(eqn: Any) -> bool:

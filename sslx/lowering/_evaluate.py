@@ -20,8 +20,8 @@ from sslx.lowering._conv import (
     to_canonical,
 )
 from sslx.lowering._epilogue import Epilogue
-from sslx.lowering._forms import forms
-from sslx.lowering._forms.forms import Form
+from sslx.lowering._forms import compute
+from sslx.lowering._forms.form import Form
 from sslx.lowering._native.direct import followed, is_gradient
 from sslx.lowering._native.gather import moved
 from sslx.lowering._pools import reduced
@@ -163,7 +163,7 @@ def _other_form(
         form = form or ways.form(conv, _jax_compat.scope(eqn))
         if form.kind == "xla":
             return None
-        out = forms.run(form, conv, *to_canonical(params, *operands))
+        out = compute.run(form, conv, *to_canonical(params, *operands))
         return from_canonical(params, out)
     if ways.reductions and len(operands) == 1:
         return reduced(eqn.primitive, params, operands[0])

@@ -13,7 +13,7 @@ from sslx._calls import Call, struct
 from sslx.lowering._choices import Choices, Found
 from sslx.lowering._conv import Conv
 from sslx.lowering._evaluate import Alive, Ways, lowered
-from sslx.lowering._forms.forms import XLA, Form
+from sslx.lowering._forms.form import XLA, Form
 from sslx.lowering._native import direct, llvm
 from sslx.lowering._rule import rule
 from sslx.lowering._timings import Cache

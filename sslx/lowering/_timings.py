@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sslx.lowering._conv import Conv
-from sslx.lowering._forms import forms
-from sslx.lowering._forms.forms import Form
+from sslx.lowering._forms import compute
+from sslx.lowering._forms.form import Form
 from sslx.lowering._rule import candidates
 from sslx.measure import latency
 
@@ -35,7 +35,7 @@ def timings(conv: Conv, options: Options) -> dict[Form, float]:
     calls = {}
     for form in candidates(conv):
         run = jax.jit(
-            functools.partial(forms.run, form, conv), compiler_options=dict(options)
+            functools.partial(compute.run, form, conv), compiler_options=dict(options)
         )
         calls[form] = functools.partial(run, x, w)
     glance = {

@@ -14,7 +14,7 @@ from sslx.lowering import _programs
 from sslx.lowering._choices import Choices, Found
 from sslx.lowering._conv import Columns, Conv
 from sslx.lowering._evaluate import Ways, lowered
-from sslx.lowering._forms.forms import Form
+from sslx.lowering._forms.form import Form
 from sslx.lowering._nonzero import Nonzero, masks
 from sslx.lowering._settings import Settings, signature, unwrapping
 from sslx.lowering._timings import Cache

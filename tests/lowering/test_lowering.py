@@ -26,13 +26,9 @@ from sslx.lowering._native.schedule import Step, plan
 KINDS = (
     "xla",
     "crop",
-    "union",
     "dot",
     "im2col",
-    "gather",
     "gather_columns",
-    "shifted",
-    "classes",
     "unrolled",
     "depthwise",
     "direct",

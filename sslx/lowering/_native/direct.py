@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sslx.lowering._conv import Columns, Conv, dilated
+from sslx.lowering._conv import Columns, Conv
 from sslx.lowering._native import limits, llvm, loops, schedule
 from sslx.lowering._native.llvm import Machine
 from sslx.lowering._native.primitive import Axes, call, machine_code
 from sslx.lowering._native.schedule import Step
+from sslx.lowering._taps import dilated
 
 MISSING = "llvmlite is not installed: pip install 'sslx[cpu]'"
 

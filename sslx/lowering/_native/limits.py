@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sslx.lowering._conv import Conv
-from sslx.lowering._native.positions import Stretch, along, memory_order, strides_of
+from sslx.lowering._native.positions import Stretch, memory_order, stretches, strides_of
 from sslx.lowering._native.tiling import BLOCK_BYTES
 
 _OFFSETS = 1 << 31
@@ -27,7 +27,7 @@ def too_large(conv: Conv, gradient: bool = False) -> str | None:
       conv: with images and filters.
       gradient: see `plan`.
     """
-    axes = [along(conv, axis) for axis in range(len(conv.window))]
+    axes = [stretches(axis) for axis in conv.axes]
     strides = strides_of(conv.lhs, memory_order(conv, gradient)[0])
     block = BLOCK_BYTES // max(1, image_bytes(conv))
     images = conv.lhs[0] if gradient else max(1, min(conv.lhs[0], block))

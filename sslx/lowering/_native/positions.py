@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from sslx.lowering._conv import Conv
+from sslx.lowering._taps import Axis
 
 
 def memory_order(conv: Conv, gradient: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -82,7 +83,7 @@ def classes(
     images = Line(batch, x_strides[0], y_strides[0])
     found = []
     free = len(conv.window) - whole
-    axes = [along(conv, axis) for axis in range(free)]
+    axes = [stretches(axis) for axis in conv.axes[:free]]
     tiles = _places(conv, range(free, len(conv.window)), x_strides, y_strides, room)
     for parts in itertools.product(*axes):
         lines, x, y = [images], 0, 0
@@ -118,11 +119,12 @@ def _places(
     meets = np.ones((1, 1), bool)
     for axis in axes:
         sx, sy = x_strides[axis + 1], y_strides[axis + 1]
-        base, relative, inside = _meetings(conv, axis)
+        entries, inside = conv.axes[axis].reads()
+        base = conv.axes[axis].starts
         meets = np.kron(meets, inside)
         steps = np.stack([base * sx, np.arange(len(base)) * sy], 1)
         at = (at[:, None] + steps).reshape(-1, 2)
-        reads = (reads[:, None] + relative[0] * sx).reshape(-1)
+        reads = (reads[:, None] + entries[0] * sx).reshape(-1)
     found = []
     for some in np.array_split(np.arange(len(at)), -(-len(at) // room)):
         places = tuple((int(x), int(y)) for x, y in at[some] - at[some[0]])
@@ -150,22 +152,6 @@ def _alike(
     ]
 
 
-def _meetings(
-    conv: Conv, axis: int
-) -> tuple[
-    Int[np.ndarray, " out"], Int[np.ndarray, "out taps"], Bool[np.ndarray, "out taps"]
-]:
-    """Where positions stand in `x`, what taps read from there, whether they meet it."""
-    dilation = conv.lhs_dilation[axis]
-    taps = np.arange(conv.window[axis]) * conv.rhs_dilation[axis]
-    at = np.arange(conv.out[axis]) * conv.strides[axis]
-    base = at // dilation
-    entry = at[:, None] + taps - conv.padding[axis][0]
-    meets = (entry % dilation == 0) & (entry >= 0)
-    meets &= entry // dilation < conv.image[axis]
-    return base, entry // dilation - base[:, None], meets
-
-
 class Stretch(NamedTuple):
     """Equally distant positions along one axis whose taps read alike.
 
@@ -184,28 +170,24 @@ class Stretch(NamedTuple):
     reads: Int[np.ndarray, " met"]
 
 
-def along(conv: Conv, axis: int) -> list[Stretch]:
+def stretches(axis: Axis) -> list[Stretch]:
     """All positions along one axis, in order of the first ones.
 
     Those of one phase of a dilated image can meet the same taps; the ends of the image
     leave a part of these, which gets no longer at one end and no shorter at the other
     from each position to the next.
     """
-    dilation, distance = conv.lhs_dilation[axis], conv.rhs_dilation[axis]
-    at = np.arange(conv.out[axis]) * conv.strides[axis]
-    base, phases = np.divmod(at, dilation)
-    start = np.arange(conv.window[axis]) * distance - conv.padding[axis][0]
+    base, phases = np.divmod(axis.starts, axis.hole)
     found = []
-    for phase in np.unique(phases):
-        taps = np.flatnonzero((phase + start) % dilation == 0)
-        reads = (phase + start[taps]) // dilation
+    for phase in map(int, np.unique(phases)):
+        taps, reads = axis.phase(phase)
         here = np.flatnonzero(phases == phase)
         low = np.searchsorted(reads, -base[here])
-        high = np.searchsorted(reads, conv.image[axis] - base[here])
+        high = np.searchsorted(reads, axis.size - base[here])
         changes = np.flatnonzero(np.diff(low) | np.diff(high)) + 1
         step, x_step = (
             int(v[here[1]] - v[here[0]]) if len(here) > 1 else 0
-            for v in (np.arange(len(at)), base)
+            for v in (np.arange(len(base)), base)
         )
         for some in np.split(np.arange(len(here)), changes):
             first, met = int(here[some[0]]), slice(low[some[0]], high[some[0]])

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from sslx.lowering import Conv
-from sslx.lowering._conv import dilated
 from sslx.lowering._native.schedule import Step, Sweep, Tile, Visit, memory_order
+from sslx.lowering._taps import dilated
 
 OPS = {
     "add": np.add,

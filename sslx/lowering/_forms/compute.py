@@ -1,10 +1,8 @@
-"""Exact ways to compute one convolution, over its non-zero columns."""
+"""Compute a convolution in a form, over its non-zero columns."""
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,67 +11,8 @@ from jaxtyping import Array
 
 from sslx.lowering._conv import Columns, Conv
 from sslx.lowering._forms import products
-from sslx.lowering._forms.taps import take
+from sslx.lowering._forms.form import XLA, Form, applies
 from sslx.lowering._native import direct
-
-Kind = Literal[
-    "xla",
-    "direct",
-    "crop",
-    "union",
-    "dot",
-    "im2col",
-    "gather",
-    "gather_columns",
-    "shifted",
-    "classes",
-    "unrolled",
-    "depthwise",
-    "split",
-    "phases",
-]
-
-
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """One way to compute a convolution; all of them are exact.
-
-    | kind | what it does |
-    | --- | --- |
-    | `xla` | leaves it to XLA |
-    | `direct` | machine code that reads only columns that are not zero; on a CPU; |
-    | | takes along the elementwise operations that follow |
-    | `crop` | drops border taps that are zero or only ever meet padding |
-    | `union` | `crop`, over the channels that any tap keeps |
-    | `dot` | one product; kernels of one tap, no padding |
-    | `im2col` | patches of all columns, one product |
-    | `gather` | patches of the kept columns only, `(positions, columns)`, one product |
-    | `gather_columns` | the same as `(columns, positions)`, channels first inside |
-    | `shifted` | one product per tap, over the channels this tap keeps |
-    | `classes` | one convolution per set of channels that keep the same taps |
-    | `unrolled` | one product per output position, without taps on padding |
-    | `depthwise` | one multiply-add per tap; one input channel per group |
-    | `split` | one convolution per group of filters, by `inner` where that applies |
-    | `phases` | the same per phase of a dilated input |
-
-    Attributes:
-      kind: as above.
-      chunk: images at a time, one after the other (`jax.lax.map`); 0 means all.
-      inner: the form of the parts.
-    """
-
-    kind: Kind
-    chunk: int = 0
-    inner: Kind = "xla"
-
-    def __str__(self) -> str:
-        parts = f" of {self.inner}" if self.kind in _COMPOSED else ""
-        chunks = f", {self.chunk} images at a time" if self.chunk else ""
-        return f"{self.kind}{parts}{chunks}"
-
-
-XLA = Form("xla")
-_COMPOSED = ("split", "phases")
 
 
 def run(form: Form, conv: Conv, x: Array, w: Array) -> Array:
@@ -97,46 +36,6 @@ def run(form: Form, conv: Conv, x: Array, w: Array) -> Array:
     return out.reshape(images, *out.shape[2:])
 
 
-def applies(form: Form, conv: Conv) -> str | None:
-    """Why a form cannot compute a convolution, or None."""
-    if form == XLA:
-        return None
-    if form.kind == "direct":
-        return direct.unfit(conv) or ("it has no chunks" if form.chunk else None)
-    if conv.batch_groups > 1:
-        return "it has groups of images"
-    if conv.is_empty:
-        return "it has no entries"
-    whole = conv.lhs[0]
-    if form.chunk and (whole % form.chunk or form.chunk >= whole):
-        return f"{whole} do not come in chunks of {form.chunk}"
-    if form.kind == "xla":
-        return None
-    dilation = any(d > 1 for d in conv.lhs_dilation)
-    if form.kind == "phases":
-        if not dilation or any(n > 1 for n in (*conv.strides, *conv.rhs_dilation)):
-            return "it is for dilated inputs without strides or dilated kernels"
-        return None
-    if dilation:
-        return "the input is dilated"
-    if form.kind == "split":
-        return None if conv.groups > 1 else "it has one group"
-    if form.kind == "depthwise":
-        return None if conv.rhs[-2] == 1 else "groups have more than one channel"
-    if conv.groups > 1:
-        return "it has several groups: split it"
-    if form.kind == "dot" and (
-        math.prod(conv.window) > 1 or any(low or high for low, high in conv.padding)
-    ):
-        return "the kernel has several taps, or padding"
-    if form.kind == "unrolled" and math.prod(conv.out) > _MOST_UNROLLED:
-        return f"there are more than {_MOST_UNROLLED} output positions"
-    return None
-
-
-_MOST_UNROLLED = 64
-
-
 def _whole(form: Form, conv: Conv, x: Array, w: Array) -> Array:
     if form.kind == "xla":
         return conv.run(x, w)
@@ -158,9 +57,9 @@ _WIDE = {"bfloat16": "float32", "float16": "float32"}
 def live(conv: Conv) -> Conv:
     """Without the columns that only ever meet padding."""
     mask = conv.mask
-    for axis in range(len(conv.window)):
-        met = conv.meets(axis).any(0)
-        mask = mask & met.reshape([-1 if a == axis else 1 for a in range(mask.ndim)])
+    for a, axis in enumerate(conv.axes):
+        met = axis.reads()[1].any(0)
+        mask = mask & met.reshape([-1 if b == a else 1 for b in range(mask.ndim)])
     return dataclasses.replace(conv, columns=Columns.of(mask))
 
 
@@ -194,45 +93,6 @@ def cropped(conv: Conv) -> tuple[Conv, tuple[slice, ...]]:
         columns=columns,
     )
     return small, tuple(box)
-
-
-def _union(conv: Conv, x: Array, w: Array) -> Array:
-    small, box = cropped(conv)
-    keep = np.flatnonzero(
-        np.any(small.mask[..., 0], axis=tuple(range(small.mask.ndim - 2)))
-    )
-    small = _over_channels(small, keep)
-    return small.run(take(x, keep), take(w[box], keep, axis=-2))
-
-
-def _over_channels(conv: Conv, keep: np.ndarray) -> Conv:
-    return dataclasses.replace(
-        conv,
-        lhs=(*conv.lhs[:-1], keep.size),
-        rhs=(*conv.window, keep.size, conv.rhs[-1]),
-        columns=Columns.of(conv.mask[..., keep, :]),
-    )
-
-
-def _classes(conv: Conv, x: Array, w: Array) -> Array:
-    total = None
-    for part, keep in classes(conv):
-        small, box = cropped(part)
-        xs, ws = take(x, keep), take(w, keep, axis=-2)[box]
-        full = small.columns is None
-        out = small.run(xs, ws) if full else products.gather(small, xs, ws)
-        total = out if total is None else total + out
-    assert total is not None
-    return total
-
-
-def classes(conv: Conv) -> list[tuple[Conv, np.ndarray]]:
-    """Per set of channels that keep the same taps: a convolution, and the channels."""
-    support = np.moveaxis(conv.mask[..., 0], -1, 0).reshape(conv.rhs[-2], -1)
-    patterns, which = np.unique(support, axis=0, return_inverse=True)
-    which = which.reshape(-1)
-    kept = [np.flatnonzero(which == k) for k, p in enumerate(patterns) if p.any()]
-    return [(_over_channels(conv, keep), keep) for keep in kept]
 
 
 def groups_of(conv: Conv) -> list[Conv]:
@@ -277,19 +137,18 @@ def _phases(conv: Conv, x: Array, w: Array, inner: Form) -> Array:
 
 
 def _phase(conv: Conv, phase: tuple[int, ...]) -> tuple[Conv | None, tuple[slice, ...]]:
+    """The convolution of one phase without dilation, and its taps."""
     taps, padding, window = [], [], []
-    for axis, (f, d) in enumerate(zip(phase, conv.lhs_dilation, strict=True)):
-        low = conv.padding[axis][0]
-        first = (low - f) % d
-        count = -(-(conv.window[axis] - first) // d)
-        positions = -(-(conv.out[axis] - f) // d)
-        if count <= 0 or positions <= 0:
+    for axis, first in zip(conv.axes, phase, strict=True):
+        met, reads = axis.phase(first)
+        positions = len(range(first, axis.out, axis.hole))
+        if not met.size or not positions:
             return None, ()
-        before = (low - f - first) // d
-        after = positions + count - 1 - conv.image[axis] - before
-        taps.append(slice(first, None, d))
+        before = -int(reads[0])
+        after = positions + met.size - 1 - axis.size - before
+        taps.append(slice(int(met[0]), None, axis.hole))
         padding.append((before, after))
-        window.append(count)
+        window.append(met.size)
     ones = (1,) * len(phase)
     part = dataclasses.replace(
         conv,
@@ -325,13 +184,9 @@ def _interleaved(outs: np.ndarray, conv: Conv) -> Array:
 
 _FORMS: dict[str, Callable[[Conv, Array, Array], Array]] = {
     "crop": _crop,
-    "union": _union,
-    "classes": _classes,
     "dot": products.dot,
     "im2col": products.im2col,
-    "gather": products.gather,
     "gather_columns": products.gather_columns,
-    "shifted": products.shifted,
     "unrolled": products.unrolled,
     "depthwise": products.depthwise,
 }
