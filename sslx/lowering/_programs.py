@@ -12,7 +12,7 @@ from sslx import _jax_compat
 from sslx._calls import Call, struct
 from sslx.lowering._choices import Choices, Found
 from sslx.lowering._conv import Conv
-from sslx.lowering._evaluate import Alive, Ways, lowered
+from sslx.lowering._evaluate import Alive, Lowerings, lowered
 from sslx.lowering._forms.form import XLA, Form
 from sslx.lowering._native import direct, llvm
 from sslx.lowering._rule import rule
@@ -67,7 +67,7 @@ def convolutions(fn: Callable[..., Any], call: Call, alive: Sequence[Alive]) -> 
         return XLA
 
     shapes = [struct(x) for x in call.arrays]
-    jax.eval_shape(lowered(flat(fn, call), Ways(note), alive), *shapes)
+    jax.eval_shape(lowered(flat(fn, call), Lowerings(note), alive), *shapes)
     return found
 
 
@@ -98,12 +98,12 @@ def candidates(found: Found, cache: Cache) -> dict[str, Choices]:
         }
         label = "without YNN" if options else "default options"
         for name, form in forms.items():
-            reductions = name != "xla" and on_cpu()
+            cpu_ops = name != "xla" and on_cpu()
             ways[f"{name}, {label}"] = Choices.of(
-                found, form, options, reductions, seconds.__getitem__
+                found, form, options, cpu_ops, seconds.__getitem__
             )
     distinct = {
-        (tuple(c.form for c in way), tuple(way.compiler_options), way.reductions): name
+        (tuple(c.form for c in way), tuple(way.compiler_options), way.cpu_ops): name
         for name, way in ways.items()
     }
     return {name: ways[name] for name in distinct.values()}

@@ -13,7 +13,7 @@ from sslx._calls import require_function, require_word, take_apart
 from sslx.lowering import _programs
 from sslx.lowering._choices import Choices, Found
 from sslx.lowering._conv import Columns, Conv
-from sslx.lowering._evaluate import Ways, lowered
+from sslx.lowering._evaluate import Lowerings, lowered
 from sslx.lowering._forms.form import Form
 from sslx.lowering._nonzero import Nonzero, masks
 from sslx.lowering._settings import Settings, signature, unwrapping
@@ -87,8 +87,8 @@ class Tuned:
             return self._note(found)
         made = None if self.known is None else self.known.serving(found)
         if made is None and _jax_compat.is_tracing():
-            form, reductions = self._ways(None)
-            return Choices.of(found, form, self.compiler_options, reductions)
+            form, cpu_ops = self._ways(None)
+            return Choices.of(found, form, self.compiler_options, cpu_ops)
         if made is None:
             made = self._measured(found, args, kwargs)
         self._made[key] = made
@@ -171,7 +171,7 @@ class Tuned:
         def form(conv: Conv) -> Form:
             return known[conv].form if conv in known else _programs.default_form(conv)
 
-        return form, choices.reductions
+        return form, choices.cpu_ops
 
     def _measured(
         self, found: Found, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -246,7 +246,7 @@ class Tuned:
         given = self._static.wrap(args, kwargs)
         if choices is None and self.lowering == "measure":
             choices = self._made.get(signature(*given))
-        form, reductions = self._ways(choices)
+        form, cpu_ops = self._ways(choices)
         found: Found = []
 
         def noted(conv: Conv, name: str) -> Form:
@@ -255,7 +255,7 @@ class Tuned:
 
         call = take_apart(*given)
         flat = _programs.flat(unwrapping(self.fn), call)
-        run = lowered(flat, Ways(noted, reductions), masks(self.nonzero))
+        run = lowered(flat, Lowerings(noted, cpu_ops), masks(self.nonzero))
         out = run(*call.arrays)
         if self.lowering == "rule":
             self._note(found)
