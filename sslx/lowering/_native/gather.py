@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, Int
 
 from sslx import _jax_compat
 from sslx.lowering._native import llvm
-from sslx.lowering._native.ir import Vector, module
+from sslx.lowering._native.ir import module
 from sslx.lowering._native.primitive import Axes, call, machine_code
+from sslx.lowering._native.values import Vector
 
 _FEWEST_ENTRIES = 4096
 _MOST_CHANNELS = 4096

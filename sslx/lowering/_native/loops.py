@@ -3,9 +3,9 @@
 A task goes through its blocks; per block it packs the rows of its filter tiles, where
 the schedule says so, and calls `positions`, which loops over visits, over the position
 tiles of its part and, innermost, over filter tiles: what a position tile reads stays in
-the nearest cache meanwhile. Which microkernel to call and where it reads and writes
-stand in tables of integers, so that one function serves every layer's loops and code
-grows only with the number of different tiles.
+the nearest cache meanwhile. Which microkernel to call, and where it reads and writes,
+stand in tables of integers: the code grows with the number of different tiles only, not
+with that of positions, columns or filters.
 """
 
 from typing import Any, NamedTuple
@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sslx.lowering._native import llvm
-from sslx.lowering._native.ir import Function, Index, Value, module
+from sslx.lowering._native.ir import Function, module
 from sslx.lowering._native.microkernel import Types, microkernel, operand_names
 from sslx.lowering._native.schedule import PositionTile, Schedule
+from sslx.lowering._native.values import Index, Value
 
 TABLES = Value("ptr", "@tables")
 

@@ -17,8 +17,9 @@ import itertools
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from sslx.lowering._native.ir import Carried, Function, Value, Vector
+from sslx.lowering._native.ir import Carried, Function
 from sslx.lowering._native.schedule import PositionTile, Schedule
+from sslx.lowering._native.values import Value, Vector
 
 
 class Entry(NamedTuple):
