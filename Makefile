@@ -9,16 +9,18 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 WORKERS ?= 2
 
-.PHONY: help demo test test-slow lint format notebook clean
+.PHONY: help demo test test-slow lint format notebook docs release-check clean
 
 help:
-	@echo "make demo       the whole road on a small embedded data set (under 5 minutes)"
-	@echo "make test       the default tests"
-	@echo "make test-slow  the long tests as well"
-	@echo "make lint       ruff, pyright and import-linter"
-	@echo "make format     let ruff put the files in order"
-	@echo "make notebook   open the notebooks in JupyterLab"
-	@echo "make clean      remove .venv and caches"
+	@echo "make demo           the whole road on a small embedded data set (under 5 minutes)"
+	@echo "make test           the default tests"
+	@echo "make test-slow      the long tests as well"
+	@echo "make lint           ruff, pyright and import-linter"
+	@echo "make format         let ruff put the files in order"
+	@echo "make notebook       open the notebooks in JupyterLab"
+	@echo "make docs           write docs/_build/html, every example in it run"
+	@echo "make release-check  build, install bare, compare the extras' versions"
+	@echo "make clean          remove .venv and caches"
 
 demo: .venv/.experiments
 	$(BIN)/python -m experiments.cifar_ssl --preset smoke --data digits
@@ -42,8 +44,15 @@ format: .venv/.dev
 notebook: .venv/.notebooks
 	$(BIN)/jupyter lab notebooks/quickstart.ipynb
 
+docs: .venv/.docs
+	$(BIN)/sphinx-build -E -W --keep-going -q docs docs/_build/html
+	@echo "Open docs/_build/html/index.html"
+
+release-check: .venv/.dev
+	$(BIN)/python .ci/release_check.py
+
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv docs/_build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 # One stamp per extra: an extra is installed again when pyproject.toml changes.
 .venv/.%: pyproject.toml | .venv/bin/python

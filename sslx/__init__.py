@@ -50,4 +50,4 @@ from sslx._memory import keep_memory as keep_memory
 from sslx.lowering import Tuned as Tuned
 from sslx.lowering import tune as tune
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -38,7 +38,7 @@ def expect_number(
     """Raise unless a number, or all of an array, is in a range; traced values pass.
 
     Raises:
-        TypeError: It is no number.
+        TypeError: It is not a number.
         ValueError: It is outside the range, NaN, or not whole where it must be.
     """
     if is_traced(value):

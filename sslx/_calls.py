@@ -96,7 +96,7 @@ def struct(array: Any) -> jax.ShapeDtypeStruct:
 
 
 def require_function(fn: Any, variables: Any = None) -> None:
-    """Refuse what is no function of `(variables, ...)`.
+    """Raise unless a value is a function of `(variables, ...)`.
 
     Raises:
       TypeError: `fn` is something else, and what to give instead.
@@ -123,10 +123,10 @@ def require_word(name: str, got: Any, words: tuple[str, ...]) -> None:
 
 
 def require_count(name: str, got: Any) -> None:
-    """Refuse what is no positive integer.
+    """Raise unless a value is a positive integer.
 
     Raises:
-      TypeError: it is no integer.
+      TypeError: it is not an integer.
       ValueError: it is less than 1.
     """
     if isinstance(got, bool) or not isinstance(got, int | np.integer):

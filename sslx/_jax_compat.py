@@ -23,6 +23,32 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, list[Any]]:
     return jaxpr, []
 
 
+def named_program(eqn: Any) -> Any | None:
+    """The program that an equation stands for and only names, or None.
+
+    A collective that `jax.vmap` has given axes of the operands in the place of names is
+    a reduction over them.
+    """
+    name, params = eqn.primitive.name, eqn.params
+    if name in CALLS:
+        return params[CALLS[name]]
+    axes = params.get("axes", ()) if name in _COLLECTIVES else ()
+    if not axes or not all(isinstance(axis, int) for axis in axes):
+        return None
+    if params["axis_index_groups"] is not None:
+        return None
+    reduce = _COLLECTIVES[name]
+    avals = [v.aval for v in eqn.invars]
+    return jax.make_jaxpr(lambda *xs: [reduce(x, axes) for x in xs])(*avals)
+
+
+_COLLECTIVES = {
+    "psum": jax.lax.reduce_sum,
+    "pmax": jax.lax.reduce_max,
+    "pmin": jax.lax.reduce_min,
+}
+
+
 def is_traced(array: Any) -> bool:
     """Whether the value of an array is not known yet."""
     return isinstance(array, jax.core.Tracer)

@@ -7,16 +7,16 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def keep_memory() -> bool:
-    """Have the C library keep freed memory for the next call; for CPUs with glibc.
+    """Make glibc keep freed memory for the next call, on CPUs.
 
-    XLA asks for the memory of a program's intermediate results at every call. glibc
-    gives blocks of more than 32 MiB back to the system as soon as they are free, so the
-    next call touches new pages, which the system has to find and clear. Kept, they cost
-    nothing, and the process stays as large as it has been.
+    XLA allocates the memory of intermediate results at every call. glibc returns freed
+    blocks of more than 32 MiB to the system at once, so the next call touches new
+    pages, which the kernel has to find and clear. Kept blocks cost nothing, but the
+    process stays as large as it has ever been.
 
-    It holds for the whole process, sets `M_MMAP_MAX` to 0, `M_TRIM_THRESHOLD` to -1 and
-    `M_ARENA_MAX` to 1 (mallopt(3)), and is best called before the first computation:
-    threads that have asked for memory before keep their own.
+    The setting holds for the whole process: `M_MMAP_MAX` is 0, `M_TRIM_THRESHOLD` -1
+    and `M_ARENA_MAX` 1 (mallopt(3)). Call it before the first computation: threads that
+    have allocated memory by then keep arenas of their own.
 
     Returns:
         Whether the C library took the settings; False where it is not glibc.

@@ -2,8 +2,8 @@
 
 The network computes with `q_i = w_i * prod_{g containing i} nu(alpha_g)`, where `nu`
 sets small factors to zero (a `Gate`). Weights and factors (`Parameters`) are trained
-together; the factors learn on while their group is zero, so that groups can return.
-In the end `fold` multiplies the factors into the weights, and zeros are exact.
+together; factors keep learning while their group is zero, so that groups can return.
+At the end `fold` multiplies the factors into the weights, with exact zeros.
 """
 
 import abc
@@ -54,7 +54,7 @@ Gradient: TypeAlias = Literal["sum", "chain"]
 
 
 class Parameters(NamedTuple):
-    """What is trained.
+    """What is trained: weights and factors.
 
     Attributes:
         weights: The parameters of the network.
@@ -76,13 +76,13 @@ class Gate(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Threshold(Gate):
-    """`nu(a) = 0` where `|a| < epsilon`, else a. NaN is let through, to be noticed.
+    """`nu(a) = 0` where `|a| < epsilon`, else a. NaN passes, so that it is noticed.
 
     Attributes:
-        epsilon: >= 0, in the unit of the factors, which start at 1. With 0 only what
-            the optimiser makes exactly zero is pruned, as `sss` does.
+        epsilon: >= 0, in the unit of the factors, which start at 1. With 0, only the
+            factors that the optimiser makes exactly zero are pruned, as with `sss`.
 
-    Source: Schindler et al. 2019; their epsilon could not be read.
+    Source: Schindler et al. 2019.
     """
 
     epsilon: Scalar
@@ -97,14 +97,14 @@ class Threshold(Gate):
 
 @dataclasses.dataclass(frozen=True)
 class FixedSparsity(Gate):
-    """The factors largest in absolute value count, a given share does not.
+    """Closes a given share of the factors, the smallest in absolute value first.
 
-    `round(sparsity * n)` of n factors are closed, the smaller ones first; of equal
-    ones those with the larger index.
+    `round(sparsity * n)` of n factors are closed; among equal ones, those with the
+    larger index first.
 
     Attributes:
-        sparsity: Share closed, 0 to 1; may be traced, for a schedule.
-        scope: Whether the share is taken of every class or of all classes together.
+        sparsity: Share that is closed, 0 to 1; may be traced, for a schedule.
+        scope: Whether the share is of every class or of all classes together.
 
     Source: Schindler et al. 2019, the variant of fixed sparsity in figure 3.
     """
@@ -140,7 +140,7 @@ def _size(alpha: Array) -> Array:
 
 
 def init(groups: Groups, params: PyTree) -> Parameters:
-    """Factors of 1 for all groups, beside the weights.
+    """The weights with a factor of 1 for every group.
 
     Args:
         groups: The groups, of any structure; they may be coupled or overlap.
@@ -171,7 +171,7 @@ def fold(groups: Groups, parameters: Parameters, gate: Gate) -> PyTree:
     Args:
         groups: The groups.
         parameters: Weights and factors. Classes without factors count as factor 1.
-        gate: What is zero; the one used in training.
+        gate: Which factors count as zero; the gate used in training.
 
     Returns:
         A pytree like the weights, bit for bit what `materialize` gives; entries of
@@ -208,16 +208,15 @@ def materialize(
       - `"chain"`: `dL/dalpha_g = sum_{i in g} G_i * w_i * prod_{h != g} nu(alpha_h)`
       - `"sum"`: `dL/dalpha_g = sum_{i in g} G_i`
 
-    `"chain"` is the derivative of `q = w * alpha` and so a direction in which the loss
-    falls. `"sum"` is what readers of the paper report ("the sum of the gradients in
-    the structure"); the paper's own text could not be consulted on whether it has the
-    factor `w_i`. `"sum"` ignores the signs of the weights and need not point downhill.
+    `"chain"` is the derivative of `q = w * alpha`, so the loss falls along it. `"sum"`
+    is the rule as summaries of the paper state it, without the factor `w_i`; it
+    ignores the signs of the weights and need not be a descent direction.
 
     Args:
         groups: The groups.
         parameters: Weights and factors. Classes without factors count as factor 1.
-        gate: What is zero.
-        gradient: Which derivative the factors get.
+        gate: Which factors count as zero.
+        gradient: The derivative of the factors.
 
     Returns:
         A pytree like the weights, to call the network with.
@@ -225,7 +224,7 @@ def materialize(
     Raises:
         ValueError: As in `fold`, or an unknown `gradient`.
 
-    Source: Schindler et al. 2019, section 3, after a reader's summary.
+    Source: Schindler et al. 2019.
     """
     expect_word("gradient", gradient, ("sum", "chain"))
     values, treedef = flatten(fold(groups, parameters, gate))
@@ -340,8 +339,8 @@ def sgd(
     `d_{t+1} = momentum * d_t - rate_t * (dL/dalpha + decay * alpha + l1 * sign(alpha))`
     and `alpha_{t+1} = alpha_t + d_{t+1}`.
 
-    Unlike in `optax.sgd` the learning rate is inside the momentum, which differs where
-    a schedule changes it. Neither penalty makes a factor exactly zero: the gate does.
+    Unlike `optax.sgd`, the learning rate is inside the momentum, which matters where a
+    schedule changes it. Neither penalty makes a factor exactly zero: the gate does.
 
     Args:
         learning_rate: A number or a schedule.
@@ -391,7 +390,7 @@ def sss(
 
     With `S` soft thresholding: `z = S(alpha - rate * dL/dalpha, rate * strength)`,
     `m_{t+1} = z - alpha_t + momentum * m_t`, and
-    `alpha_{t+1} = max(0, z + momentum * m_{t+1})`. Factors never are negative.
+    `alpha_{t+1} = max(0, z + momentum * m_{t+1})`. Factors are never negative.
 
     Use it with `Threshold(0)` and `gradient="chain"`.
 
@@ -401,7 +400,7 @@ def sss(
         momentum: mu, 0 to 1.
 
     Returns:
-        A transformation to be used last, on its own.
+        A transformation to use on its own: it contains the learning rate.
 
     Source: Huang and Wang 2018 (Sparse Structure Selection), as in their published
     optimiser.

@@ -33,4 +33,6 @@ def test_it_runs(notebook, tmp_path, monkeypatch):
     pictures = [o for o in outputs if "image/png" in o.get("data", {})]
     assert not errors
     assert len(pictures) == 4
+    tables = [o for o in outputs if "<table>" in o.get("data", {}).get("text/html", "")]
+    assert len(tables) == 2
     assert outputs[-1].text == "saved, loaded, and the same\n"

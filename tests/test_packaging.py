@@ -46,14 +46,10 @@ def test_types_travel_with_the_package():
     assert (importlib.resources.files("sslx") / "py.typed").is_file()
 
 
-@pytest.mark.parametrize("module", ["_groups", "_penalties", "_prox", "_transforms"])
+@pytest.mark.parametrize("module", ["groups", "penalties", "prox", "transforms"])
 def test_init_exports_what_the_modules_offer(module):
-    assert _imported("__init__.py", f"sslx.{module}.") == _listed(module)
-
-
-def test_init_exports_what_compact_offers():
-    offered = _imported("_compact/__init__.py", "sslx._compact.")
-    assert _imported("__init__.py", "sslx._compact.") == offered
+    offered = _imported("__init__.py", f"sslx._groups.{module}.")
+    assert offered == _listed(f"_groups/{module}")
 
 
 def test_public_functions_and_classes_are_documented():
@@ -64,15 +60,71 @@ def test_public_functions_and_classes_are_documented():
 
 
 def test_import_needs_the_core_dependencies_only():
-    """`import sslx` must not pull in what only `experiments` needs, nor start JAX."""
+    """`import sslx` loads what it always uses, and does not start JAX."""
+    later = {
+        *("equinox", "flax", "jinja2", "llvmlite", "matplotlib", "orbax"),
+        *("scipy.optimize", "sklearn", "tensorflow_datasets", "tensorstore"),
+    }
     code = (
         "import sys, sslx, jax._src.xla_bridge as bridge\n"
-        "extra = {'flax', 'matplotlib', 'sklearn', 'tensorflow_datasets', 'jinja2'}\n"
-        "print(sorted(extra & set(sys.modules)), bridge.backends_are_initialized())"
+        f"print(sorted({later} & set(sys.modules)), bridge.backends_are_initialized())"
     )
     command = [sys.executable, "-c", code]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[] False"
+
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_runs_where_only_sslx_is_on_the_path(path, tmp_path):
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "error", shutil.copy(path, tmp_path)]
+    run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "->" in run.stdout
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_imports_what_it_names(path):
+    distributions = {"haiku": "dm-haiku"}
+    free = {"sslx", "jax", "optax", *sys.stdlib_module_names}  # come with sslx
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = [n for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom))]
+    modules = {
+        name.split(".")[0]
+        for n in nodes
+        for name in (
+            [n.module] if isinstance(n, ast.ImportFrom) else [a.name for a in n.names]
+        )
+    }
+    needs = re.search(r"^Needs: pip install (.*)$", ast.get_docstring(tree), re.M)[1]
+    imported = {distributions.get(module, module) for module in modules - free}
+    assert set(needs.split()) == {"sslx", *imported}
+
+
+def test_contributing_names_paths_and_targets_that_exist():
+    named = re.findall(r"`([\w./-]+)`", CONTRIBUTING)
+    paths = [n for n in named if "/" in n and "NAME" not in n]
+    assert len(paths) > 20
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"\bmake ([a-z-]+)", CONTRIBUTING)) - {"test"}
+    assert targets
+    assert [t for t in targets if not re.search(rf"^{t}:", makefile, re.M)] == []
+
+
+def test_release_is_the_same_everywhere():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = re.search(r"^## (\d+\.\d+\.\d+) - (\d{4}-\d\d-\d\d)$", changelog, re.M)
+    version = re.search(r"^version: (\S+)$", citation, re.M)[1]
+    date = re.search(r'^date-released: "(\S+)"$', citation, re.M)[1]
+    assert (version, date) == released.groups()
+    assert version == sslx.__version__
 
 
 def test_make_without_python_says_what_is_missing(tmp_path):

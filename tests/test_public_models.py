@@ -1,6 +1,6 @@
 """Models nobody here wrote: half of the filters of every layer are zeroed and cut out.
 
-`pip install 'sslx[public]'` brings the libraries; without one, its models are skipped.
+`pip install --group public` brings the libraries; without one, its models are skipped.
 """
 
 import jax

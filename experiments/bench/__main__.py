@@ -45,7 +45,8 @@ from experiments.bench import training as bench_training
 from experiments.cifar_psp import stages as psp_stages
 from experiments.cifar_ssl import sparsity
 from experiments.data import image_sets
-from experiments.training import checkpoints, loop
+from experiments.reports import overhead
+from experiments.training import checkpoints, loop, runs
 from sslx import measure, psp
 
 
@@ -267,7 +268,7 @@ def main(config: Config) -> dict[str, Any]:
         f"{whole['seconds_per_checkpoint']:.2f} s)"
     )
     record = {"steps": steps, "loop": whole}
-    return timing.finish(record, config.out and config.out / "record.json")
+    return timing.finish(record, config.out, overhead.REPORT)
 
 
 if __name__ == "__main__":
@@ -282,5 +283,8 @@ if __name__ == "__main__":
     }
     sslx.keep_memory()
     tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)
+        COMMANDS,
+        prog=runs.program(),
+        description=__doc__,
+        config=(tyro.conf.OmitArgPrefixes,),
     )

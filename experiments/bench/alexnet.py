@@ -27,9 +27,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 import sslx
 from experiments.bench import products as bench_products
@@ -44,8 +42,8 @@ from experiments.bench.alexnet_cases import (
     draw,
 )
 from experiments.bench.timing import Call
-from experiments.reports import style
-from sslx import lowering, report
+from experiments.reports import alexnet
+from sslx import lowering
 from sslx.lowering import Conv
 
 
@@ -231,11 +229,7 @@ def main(config: Config) -> dict[str, Any]:
     record = {"pattern": config.pattern, "figures": figures, "cases": cases}
     for batch in config.batches:
         print(text(figures, batch))
-    out = config.out and config.out / "record.json"
-    timing.finish(record, out)
-    if config.out is not None:
-        report.save_png(picture(figures), config.out / "speedup.png")
-    return record
+    return timing.finish(record, config.out, alexnet.REPORT)
 
 
 def summary(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -319,50 +313,3 @@ def text(figures: list[dict[str, Any]], batch: int) -> str:
                 rows.append([name, f["layer"], f"{f['mac_ratio']:.2f}", paper, *cells])
     table = timing.table(head, rows)
     return f"\nSpeed-ups at batch {batch}; '=' is a tie\n{table}"
-
-
-_BARS = {
-    "paper": ("SSL, Table 4 (Xeon, MKL)", "#9aa5b1"),
-    "gemm, compact": ("GEMM alone", "#059669"),
-    "compact over dense": ("layer, over the best dense form", "#2563eb"),
-    "compact over XLA": ("layer, over XLA as it comes", "#d97706"),
-    "BCOO": ("GEMM, BCOO", "#0891b2"),
-    "BCSR": ("GEMM, BCSR", "#7c3aed"),
-    "scipy CSR": ("GEMM, scipy CSR", "#dc2626"),
-    "torch CSR": ("GEMM, torch CSR", "#db2777"),
-}
-
-
-def picture(figures: list[dict[str, Any]]) -> Figure:
-    """Bars per layer: one panel per row of Table 4 and batch size, log scale."""
-    names = list(dict.fromkeys(f["row"] for f in figures))
-    batches = list(dict.fromkeys(f["batch"] for f in figures))
-    with matplotlib.rc_context(style.STYLE):
-        figure = Figure((7 * len(batches), 2.8 * len(names)), layout="constrained")
-        axes = figure.subplots(len(names), len(batches), squeeze=False, sharey=True)
-        for axis, name in zip(axes, names, strict=True):
-            for ax, batch in zip(axis, batches, strict=True):
-                mine = [f for f in figures if (f["batch"], f["row"]) == (batch, name)]
-                _panel(ax, mine)
-                ax.set_title(f"{name}, batch {batch}")
-        axes[0, 0].set_ylabel("speed-up")
-    return figure
-
-
-def _panel(ax: Any, figures: list[dict[str, Any]]) -> None:
-    def value(f: dict[str, Any], kind: str) -> float | None:
-        return (
-            f["paper"] if kind == "paper" else f["speedups"].get(kind, {}).get("median")
-        )
-
-    kinds = [k for k in _BARS if any(value(f, k) for f in figures)]
-    width = 0.8 / len(kinds)
-    for place, kind in enumerate(kinds):
-        label, colour = _BARS[kind]
-        heights = [value(f, kind) or np.nan for f in figures]
-        at = np.arange(len(figures)) + (place - (len(kinds) - 1) / 2) * width
-        ax.bar(at, heights, width, color=colour, label=label)
-    style.scale_of_ratios(ax)
-    labels = [f["layer"].replace(" ", "\n") for f in figures]
-    ax.set_xticks(range(len(figures)), labels)
-    ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))

@@ -34,6 +34,7 @@ import sslx
 from experiments import models
 from experiments.bench import functions, timing, workers
 from experiments.models import imagenet as imagenet_models
+from experiments.reports import overhead
 
 Case = tuple[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]]
 
@@ -259,7 +260,7 @@ def main(config: Config) -> dict[str, Any]:
         record["torch_pruning"] = _torch_pruning(
             config.torch_python, shared, config.rounds
         )
-    return timing.finish(record, config.out and config.out / "record.json")
+    return timing.finish(record, config.out, overhead.ANALYSIS)
 
 
 def _compile_text(row: dict[str, Any]) -> str:

@@ -17,15 +17,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 import sslx
 from experiments.bench import networks as bench_networks
 from experiments.bench import timing
-from experiments.reports import style
-from sslx import lowering, report
+from experiments.reports import lowerings
+from sslx import lowering
 from sslx.lowering import Conv, Form
 
 
@@ -113,10 +111,7 @@ def main(config: Config) -> dict[str, Any]:
         f"rule {means['rule_over_fastest']:.3f}, XLA {means['xla_over_fastest']:.2f}"
     )
     record = {"geometric_means": means, "cases": cases}
-    timing.finish(record, config.out and config.out / "record.json")
-    if config.out is not None:
-        report.save_png(picture(cases), config.out / "lowerings.png")
-    return record
+    return timing.finish(record, config.out, lowerings.REPORT)
 
 
 def text(cases: list[dict[str, Any]]) -> str:
@@ -135,20 +130,3 @@ def text(cases: list[dict[str, Any]]) -> str:
     ]
     head = ("network", "image", "kernel", "rule", "fastest", "rule/fast", "XLA/fast")
     return timing.table(head, rows)
-
-
-def picture(cases: list[dict[str, Any]]) -> Figure:
-    """The two ratios of every convolution, sorted."""
-    kinds = {"xla_over_fastest": ("XLA as it comes", "#d97706")}
-    kinds["rule_over_fastest"] = ("the rule", "#2563eb")
-    with matplotlib.rc_context(style.STYLE):
-        figure = Figure((6, 3.2), layout="constrained")
-        ax = figure.subplots()
-        for kind, (label, colour) in kinds.items():
-            ratios = sorted(c[kind]["median"] for c in cases)
-            ax.plot(ratios, "o-", color=colour, markersize=3, label=label)
-        style.scale_of_ratios(ax)
-        ax.set_xlabel("convolutions, sorted")
-        ax.set_ylabel("time / fastest form")
-        ax.legend()
-    return figure

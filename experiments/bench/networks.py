@@ -21,17 +21,15 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 from jaxtyping import Float
-from matplotlib.figure import Figure
 
 import sslx
 from experiments import models
 from experiments.bench import mobilenet, timing
 from experiments.models import imagenet as imagenet_models
-from experiments.reports import style
-from sslx import measure, report
+from experiments.reports import networks
+from sslx import measure
 from sslx.lowering import Lowering
 
 Width = Literal["inner", "all"]
@@ -252,10 +250,7 @@ def main(config: Config) -> dict[str, Any]:
                 rows.append({"network": name, "width": width, **case})
                 print(_row(rows[-1]), flush=True)
     record = {"lowering": config.lowering, "keep": config.keep, "cases": rows}
-    timing.finish(record, config.out and config.out / "record.json")
-    if config.out is not None and rows:
-        report.save_png(picture(rows), config.out / "networks.png")
-    return record
+    return timing.finish(record, config.out, networks.REPORT)
 
 
 _HEAD = ("compact", "of MACs", "XLA alone", "dense/XLA", "ms", "compile")
@@ -278,34 +273,3 @@ def _row(case: dict[str, Any]) -> str:
     )
     name = f"{case['network']}, {case['width']}"
     return _line(name, f"{case['batch']}", f"{macs:.2f}", cells)
-
-
-_BARS = {
-    "compact over dense": ("compact over dense, same search", "#2563eb"),
-    "compact, XLA over dense, XLA": ("both by XLA as it comes", "#d97706"),
-}
-
-
-def picture(rows: list[dict[str, Any]]) -> Figure:
-    """Speed-ups as bars, the MAC ratio as a mark, one panel per batch size."""
-    batches = sorted({r["batch"] for r in rows})
-    with matplotlib.rc_context(style.STYLE):
-        figure = Figure((9, 2.8 * len(batches)), layout="constrained")
-        axes = figure.subplots(len(batches), 1, squeeze=False)[:, 0]
-        for ax, batch in zip(axes, batches, strict=True):
-            mine = [r for r in rows if r["batch"] == batch]
-            at = np.arange(len(mine))
-            for place, (kind, (label, colour)) in enumerate(_BARS.items()):
-                heights = [r["speedups"][kind]["median"] for r in mine]
-                ax.bar(
-                    at + 0.38 * place - 0.19, heights, 0.38, color=colour, label=label
-                )
-            macs = [r["mac_ratio"] for r in mine]
-            ax.plot(at, macs, "_", color="#1f2933", markersize=24, label="MACs")
-            ax.axhline(1, color="#1f2933", linewidth=0.8)
-            names = [f"{r['network']}\n{r['width']}" for r in mine]
-            ax.set_xticks(at, names, fontsize=7)
-            ax.set_title(f"batch {batch}")
-            ax.set_ylabel("dense / compact")
-        axes[0].legend(fontsize=7)
-    return figure

@@ -15,8 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse
-from jax.experimental import sparse
 from jaxtyping import Float
 
 import sslx
@@ -125,12 +123,17 @@ def _faster(pairs: Pairs, expected: list[np.ndarray]) -> Call:
 # Sparse kernels: no claim of ours, but what anybody would try first.
 
 
-def _jax_kernel(kind: Any, pairs: Pairs) -> Call:
-    made = [(kind.fromdense(jnp.asarray(w)), jnp.asarray(p)) for w, p in pairs]
+def _jax_kernel(kind: str, pairs: Pairs) -> Call:
+    from jax.experimental import sparse
+
+    make = getattr(sparse, kind).fromdense
+    made = [(make(jnp.asarray(w)), jnp.asarray(p)) for w, p in pairs]
     return functools.partial(_products, made)
 
 
 def _scipy_kernel(pairs: Pairs) -> Call:
+    import scipy.sparse
+
     made = [(scipy.sparse.csr_array(w), p) for w, p in pairs]
     return lambda: [w @ p for w, p in made]
 
@@ -150,8 +153,8 @@ def _torch_kernel(pairs: Pairs) -> Call | None:
 
 
 _KERNELS: dict[str, Callable[[Pairs], Call | None]] = {
-    "BCOO": functools.partial(_jax_kernel, sparse.BCOO),
-    "BCSR": functools.partial(_jax_kernel, sparse.BCSR),
+    "BCOO": functools.partial(_jax_kernel, "BCOO"),
+    "BCSR": functools.partial(_jax_kernel, "BCSR"),
     "scipy CSR": _scipy_kernel,
     "torch CSR": _torch_kernel,
 }

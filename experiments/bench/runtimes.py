@@ -23,17 +23,14 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 import sslx
 from experiments.bench import networks as bench_networks
 from experiments.bench import timing, workers
 from experiments.bench.timing import Timer
 from experiments.bench.workers import Worker, WorkerError
-from experiments.reports import style
-from sslx import report
+from experiments.reports import runtimes
 from sslx.lowering import Lowering
 
 Runtime = Literal["onnxruntime", "openvino"]
@@ -211,10 +208,7 @@ def main(config: Config) -> dict[str, Any]:
             print(text(case), flush=True)
             cases.append(case)
     record = {"lowering": config.lowering, "torch": versions, "cases": cases}
-    timing.finish(record, config.out and config.out / "record.json")
-    if config.out is not None:
-        report.save_png(picture(cases), config.out / "runtimes.png")
-    return record
+    return timing.finish(record, config.out, runtimes.REPORT)
 
 
 def text(case: dict[str, Any]) -> str:
@@ -232,19 +226,3 @@ def text(case: dict[str, Any]) -> str:
         best, ratio = case["fastest"], timing.cell(case["exported_over_torch"])
         lines.append(f"{best['exported']} over {best['torch']}: {ratio}")
     return "\n".join(lines)
-
-
-def picture(cases: list[dict[str, Any]]) -> Figure:
-    """Images per second as bars, one panel per network and batch size."""
-    with matplotlib.rc_context(style.STYLE):
-        figure = Figure((6, 0.6 + 1.6 * len(cases)), layout="constrained")
-        panels = figure.subplots(len(cases), 1, squeeze=False)[:, 0]
-        for ax, case in zip(panels, cases, strict=True):
-            names = list(case["images_per_second"])[::-1]
-            rates = [case["images_per_second"][name] for name in names]
-            colours = ["#2563eb" if name == XLA else "#9aa5b1" for name in names]
-            ax.bar_label(ax.barh(names, rates, color=colours), fmt="%.0f", padding=3)
-            ax.set_title(f"{case['network']} at half, batch {case['batch']}")
-            ax.margins(x=0.12)
-        panels[-1].set_xlabel("images per second")
-    return figure

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 import sslx
+from experiments.reports.report import Report
 from experiments.training import runs
 
 Call = Callable[[], Any]
@@ -168,13 +169,16 @@ def check(name: str, found: Any, expected: Any, tolerance: float = 1e-4) -> None
         )
 
 
-def finish(record: dict[str, Any], out: pathlib.Path | None) -> dict[str, Any]:
-    """Add where the record comes from; write it where asked."""
+def finish(
+    record: dict[str, Any], out: pathlib.Path | None, report: Report
+) -> dict[str, Any]:
+    """Add where the record comes from; write it and its pictures where asked."""
     record["provenance"] = runs.provenance()
     record["load"] = load()
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        runs.write_json(out, record)
+        out.mkdir(parents=True, exist_ok=True)
+        runs.write_json(out / "record.json", record)
+        report.write(out, record)
     return record
 
 

@@ -27,6 +27,7 @@ from experiments import models
 from experiments.bench import timing, workers
 from experiments.bench.timing import Call, Timer
 from experiments.bench.workers import Worker
+from experiments.reports import runtimes
 from experiments.training import loop, steps
 
 Mode = Literal["eager", "channels-last"]
@@ -123,7 +124,7 @@ def main(config: Config) -> dict[str, Any]:
         cases.append(time_network(name, config))
         print(text(cases[-1]), flush=True)
     record: dict[str, Any] = {"torch": versions, "cases": cases}
-    return timing.finish(record, config.out and config.out / "record.json")
+    return timing.finish(record, config.out, runtimes.TRAINING)
 
 
 def text(case: dict[str, Any]) -> str:

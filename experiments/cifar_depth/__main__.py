@@ -20,7 +20,6 @@ import pathlib
 import sys
 from typing import Any, Literal
 
-from experiments.cifar_depth import report as depth_report
 from experiments.cifar_ssl import __main__ as cifar_ssl
 from experiments.cifar_ssl import sparsity
 from experiments.cifar_ssl import stages as ssl_stages
@@ -99,6 +98,8 @@ def main(config: Config) -> runs.Run:
 
     def act(stage: str) -> dict[str, Any]:
         if stage == "report":
+            from experiments.cifar_depth import report as depth_report
+
             return depth_report.write(context)
         return getattr(ssl_stages, stage)(context)
 

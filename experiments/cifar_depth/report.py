@@ -8,8 +8,10 @@ from matplotlib.figure import Figure
 
 from experiments.cifar_ssl import report as ssl_report
 from experiments.cifar_ssl.stages import Context
+from experiments.reports.report import Report
 from experiments.training import progress
 from sslx import report as pages
+from sslx.report import style
 
 PAPER = {
     "ResNet-20": (7, 6, 6, 8.82),
@@ -27,7 +29,7 @@ PIXELS = ("32x32", "16x16", "8x8")
 
 def write(context: Context) -> dict[str, Any]:
     """The page, the pictures and the count of layers."""
-    found = ssl_report.write(context, sections)
+    found = ssl_report.write(context, REPORT)
     record = {stage: context.run.result(stage) for stage in context.run.stages[:-1]}
     table = rows(record, context.config.model)
     progress.print_rows("convolutions by image size", table)
@@ -66,33 +68,45 @@ def rows(record: Mapping[str, Any], model: str) -> list[dict[str, str]]:
     ]
 
 
-def sections(record: dict[str, Any]) -> list[pages.Section]:
-    """Convolutions by image size beside the paper's, and the penalty's value."""
+def pictures(record: dict[str, Any]) -> dict[str, Figure]:
+    """Those of `ssl_report`, and convolutions by image size beside the paper's."""
     table = rows(record, record["options"]["model"])
+    return {**ssl_report.pictures(record), "depth": chart(table)}
+
+
+def page_content(record: dict[str, Any], figures: dict[str, Figure]) -> dict[str, Any]:
+    """That of `ssl_report`, and what is left of the depth."""
+    content = ssl_report.page_content(record, figures)
     penalties = [row["penalty"] for row in record["metrics"] if "penalty" in row]
-    return [
-        pages.Section(
-            "Depth",
-            "Convolutions that are left at each image size; a network's layers are "
-            "these and the dense one. The penalty went from "
-            f"{penalties[0]:.3g} to {penalties[-1]:.3g}.",
-            chart(table),
-            table,
-        )
-    ]
+    depth = pages.Section(
+        "Depth",
+        "Convolutions that are left at each image size; a network's layers are these "
+        f"and the dense one. The penalty went from {penalties[0]:.3g} to "
+        f"{penalties[-1]:.3g}.",
+        figures["depth"],
+        rows(record, record["options"]["model"]),
+    )
+    return {**content, "sections": [*content["sections"], depth]}
 
 
+@style.styled
 def chart(table: Sequence[Mapping[str, str]]) -> Figure:
     """Stacked counts by image size, one bar per network."""
-    figure = Figure(figsize=(7, 0.8 + 0.35 * len(table)), layout="constrained")
+    figure = style.picture("3x3 convolutions that are left", 0.9 + 0.27 * len(table))
     axis = figure.subplots()
     names = [row["network"] for row in table]
     start = [0] * len(table)
-    for size, colour in zip(PIXELS, ("#2563eb", "#d97706", "#059669"), strict=True):
+    shades = (style.COMPACT_TUNED, style.COMPACT_XLA, style.DENSE_XLA)
+    for size, colour in zip(PIXELS, shades, strict=True):
         counts = [int(row[size]) for row in table]
-        axis.barh(names, counts, left=start, label=size, color=colour)
+        bars = axis.barh(names, counts, left=start, label=size, color=colour)
+        axis.bar_label(bars, [n or "" for n in counts], label_type="center", fontsize=8)
         start = [a + b for a, b in zip(start, counts, strict=True)]
     axis.invert_yaxis()
-    axis.set_xlabel("convolutions")
-    axis.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
+    axis.grid(axis="y", visible=False)
+    axis.set_xlabel("convolutions, by the size of the image")
+    style.legend(figure, *axis.get_legend_handles_labels())
     return figure
+
+
+REPORT = Report(pictures, page_content)

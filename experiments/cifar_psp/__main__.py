@@ -22,7 +22,6 @@ from typing import Any
 
 from experiments.cifar_psp import stages as psp_stages
 from experiments.cifar_psp.stages import STAGES, Config
-from experiments.cifar_ssl import report as ssl_report
 from experiments.cifar_ssl import stages as ssl_stages
 from experiments.data import image_sets
 from experiments.training import runs
@@ -68,6 +67,8 @@ def main(config: Config) -> runs.Run:
 
     def act(stage: str) -> dict[str, Any]:
         if stage == "report":
+            from experiments.cifar_ssl import report as ssl_report
+
             return ssl_report.write(context)
         source = psp_stages if stage == "sparse" else ssl_stages
         return getattr(source, stage)(context)

@@ -8,7 +8,7 @@
 The same command again continues where a killed run stopped, to the bit on CPU, and
 skips what is done. `--redo ssl --target 0.5` does a stage, and what follows, again.
 
-Seen on CIFAR-10, 2 CPU cores (results/README.md): `cpu`, 72 minutes of training, 56%
+Seen on CIFAR-10, 2 CPU cores (docs/results): `cpu`, 72 minutes of training, 56%
 of the multiply-accumulates left for 1.7 points of accuracy; `convnet`, 43 minutes, 65%
 left at no loss. The presets `paper` and `convnet-paper` were not run.
 """
@@ -18,7 +18,6 @@ import pathlib
 import sys
 from typing import Any, Literal
 
-from experiments.cifar_ssl import report as ssl_report
 from experiments.cifar_ssl import stages as ssl_stages
 from experiments.data import image_sets
 from experiments.training import runs
@@ -155,6 +154,8 @@ def main(config: Config) -> runs.Run:
 
     def act(stage: str) -> dict[str, Any]:
         if stage == "report":
+            from experiments.cifar_ssl import report as ssl_report
+
             return ssl_report.write(context)
         return getattr(ssl_stages, stage)(context)
 

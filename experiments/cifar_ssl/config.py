@@ -35,6 +35,8 @@ class Config:
         "lenet",
     ] = "resnet20"
     """Network."""
+    tensorboard: bool = False
+    """Write metrics as TensorBoard events too, into RUN/STAGE/tensorboard."""
     seed: int = 0
     """Of initial values, order and augmentation."""
     batch: int = 128

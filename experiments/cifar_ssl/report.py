@@ -1,28 +1,43 @@
 """The report of `experiments.cifar_ssl`: a record, pictures, one page, a table."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+import sslx
+from experiments import models
 from experiments.cifar_ssl import sparsity
 from experiments.cifar_ssl.stages import Context
+from experiments.models import imagenet as imagenet_models
+from experiments.reports.report import Report, layer_rows, origin
 from experiments.training import loop, progress, runs
 from sslx import report
+from sslx.report import style
 
 _TITLES = {"baseline": "dense", "finetune": "compact"}
+_ROUNDED = 5e-6
+BY_XLA = {
+    "dense": ("dense, XLA", style.DENSE_XLA),
+    "compact": ("compact, XLA", style.COMPACT_XLA),
+}
+_TUNED = {
+    "dense": ("dense, tuned", style.DENSE_TUNED),
+    "compact": ("compact, tuned", style.COMPACT_TUNED),
+    "dense, XLA alone": BY_XLA["dense"],
+    "compact, XLA alone": BY_XLA["compact"],
+}
 
 
-def write(
-    context: Context,
-    more: Callable[[dict[str, Any]], list[report.Section]] = lambda _: [],
-) -> dict[str, Any]:
+def write(context: Context, shown: Report | None = None) -> dict[str, Any]:
     """Everything in RUN/report; the paths and the main figures.
 
     Args:
         context: of a run all of whose stages are complete.
-        more: record -> sections that a study adds to the page.
+        shown: pictures and page of a study that adds to those here.
     """
     folder = context.run.path("report")
     folder.mkdir(parents=True, exist_ok=True)
@@ -34,7 +49,7 @@ def write(
         "options": dataclasses.asdict(context.config),
         **results,
         "group_norms": {
-            name: np.round(norms.astype(float), 5).tolist()
+            name: [float(f"{norm:.5g}") for norm in norms.ravel()]
             for name, norms in sparsity.norm_arrays(
                 context.groups, context.sparse["params"]
             ).items()
@@ -53,12 +68,7 @@ def write(
     record["options"].pop("run")
     record["method"] = context.method
     runs.write_json(folder / "record.json", record)
-    figures = pictures(record)
-    for name, figure in figures.items():
-        report.save_png(figure, folder / f"{name}.png")
-    content = page_content(record, figures)
-    content["sections"] += more(record)
-    place = report.page(folder / "report.html", **content)
+    place = (shown or REPORT).write(folder, record)[-1]
     print_table(record)
     print(f"report: {place}")
     return {"page": place.name, **main_figures(record)}
@@ -104,15 +114,87 @@ def pictures(record: dict[str, Any]) -> dict[str, Any]:
         }
         for stage in _trained(record)
     ]
-    timed = [row for row in _latency_rows(record) if "again" not in row["name"]]
-    norms = {name: np.asarray(x) for name, x in record["group_norms"].items()}
+    model, rows = record["options"]["model"], _latency_rows(record)
+    layers = layer_rows(record["compact"]["layers"])
+    marks = _TUNED if "lowering" in record["benchmark"] else BY_XLA
+    largest = [row for row in rows if row["name"] == "compact"][-1]
     return {
+        "overview": _overview(record, layers, rows, marks),
         "curves": report.learning_curves(record["metrics"]),
-        "widths": report.layer_widths(record["compact"]["layers"]),
-        "norms": report.group_norms(norms),
+        "widths": report.flow(layers, _units(model), model),
+        "norms": report.group_norms(_norms(record)),
+        **_norm_paths(record["metrics"]),
         "tradeoff": report.tradeoff(points),
-        "latency": report.latency_bars(timed),
+        "latency": report.latency(
+            rows,
+            marks,
+            f"{model}: {largest['speedup']:.2f}x faster at batch {largest['batch']}",
+        ),
     }
+
+
+def _overview(
+    record: dict[str, Any],
+    layers: list[dict[str, Any]],
+    rows: list[dict[str, Any]],
+    marks: dict[str, tuple[str, str]],
+) -> Any:
+    """The network before and after, with its time at the middle batch size."""
+    batches = sorted({row["batch"] for row in rows})
+    batch = batches[len(batches) // 2]
+    times = {
+        marks[row["name"]][0]: (row, marks[row["name"]][1])
+        for row in rows
+        if row["batch"] == batch and row["name"] in marks
+    }
+    figure, options = main_figures(record), record["options"]
+    return report.overview(
+        layers,
+        times,
+        title=f"{options['model']} on {options['data']}: "
+        f"{100 * figure['macs_removed']:.0f}% fewer MACs, accuracy "
+        f"{100 * figure['accuracy_dense']:.1f}% → "
+        f"{100 * figure['accuracy_compact']:.1f}%",
+        batch=batch,
+    )
+
+
+def _norms(record: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Every class's group norms, descending.
+
+    Records of November 2026 have five decimals, so that small norms read 0; how many
+    are exactly zero the stage has counted.
+    """
+    zeros = record[_trained(record)[1]]["zero_groups"].values()
+    norms = {}
+    for (name, values), zero in zip(record["group_norms"].items(), zeros, strict=True):
+        row = np.sort(np.ravel(values))[::-1]
+        row[: row.size - zero] = np.maximum(row[: row.size - zero], _ROUNDED)
+        norms[name] = row
+    return norms
+
+
+@functools.cache
+def _units(model_name: str) -> sslx.Groups:
+    """What goes together in a network, from its shapes."""
+    if model_name in models.MODELS:
+        model, shape = models.create(model_name), (32, 32, 3)
+    else:
+        model = imagenet_models.create(model_name)
+        shape = imagenet_models.image_shape(model_name)
+    x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    return sslx.units(model.apply)(variables, x)
+
+
+def _norm_paths(metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """Group norms while training, where the log has them."""
+    rows = [row for row in metrics if "norms" in row]
+    if not rows:
+        return {}
+    norms = {name: [row["norms"][name] for row in rows] for name in rows[0]["norms"]}
+    epochs = [row["epoch"] for row in rows]
+    return {"norms-by-epoch": report.norms_over_steps(epochs, norms, "epoch")}
 
 
 def page_content(record: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
@@ -149,6 +231,11 @@ def page_content(record: dict[str, Any], figures: dict[str, Any]) -> dict[str, A
     sections = [
         report.Section(
             "Before and after",
+            "What the run did to the network.",
+            figures["overview"],
+        ),
+        report.Section(
+            "Accuracy and cost",
             "Accuracy is that of the last epoch, not of the best one.",
             figures["tradeoff"],
             _table(record),
@@ -166,20 +253,20 @@ def page_content(record: dict[str, Any], figures: dict[str, Any]) -> dict[str, A
             figures["norms"],
             _group_rows(record),
         ),
+        *(
+            report.Section("Norms while training", "", figures[name])
+            for name in figures
+            if name == "norms-by-epoch"
+        ),
         report.Section("Layers", "", figures["widths"], _layer_rows(record)),
         report.Section(
             "Speed",
-            "Timed side by side, end to end. Dense and compact are lowered and "
-            "compiled in the same way (sslx.tune); XLA alone is plain jax.jit. The "
-            "control is the dense network against itself.",
+            f"Timed side by side, end to end, {_lowered(record)}. The control is the "
+            "dense network against itself.",
             figures["latency"],
             _speed_rows(rows),
         ),
     ]
-    origin = dict(record["provenance"])
-    versions = origin.pop("versions")
-    origin["versions"] = ", ".join(f"{k} {v}" for k, v in versions.items())
-    origin["options"] = ", ".join(f"{k} {_plain(v)}" for k, v in options.items())
     return {
         "title": f"{options['model']} on {options['data']}: {_method(record)}, "
         "compacted",
@@ -191,12 +278,15 @@ def page_content(record: dict[str, Any], figures: dict[str, Any]) -> dict[str, A
         ),
         "facts": facts,
         "sections": sections,
-        "origin": origin,
+        "origin": origin(record),
     }
 
 
-def _plain(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+def _lowered(record: dict[str, Any]) -> str:
+    """How the networks that are timed were compiled."""
+    if "lowering" not in record["benchmark"]:
+        return "both by plain jax.jit"
+    return "dense and compact tuned in the same way (sslx.tune); XLA is plain jax.jit"
 
 
 def _from_to(record: dict[str, Any], key: str) -> str:
@@ -240,7 +330,7 @@ def _table(record: dict[str, Any]) -> list[dict[str, str]]:
 
 def _group_rows(record: dict[str, Any]) -> list[dict[str, str]]:
     rows = []
-    for name, norms in record["group_norms"].items():
+    for name, norms in _norms(record).items():
         zero, total = int(np.sum(np.equal(norms, 0))), np.size(norms)
         share = f"{100 * zero / total:.1f}%"
         rows.append(
@@ -284,3 +374,6 @@ def print_table(record: dict[str, Any]) -> None:
     """Before and after, on the terminal."""
     progress.print_rows("before and after", _table(record))
     progress.print_rows("speed", _speed_rows(_latency_rows(record)))
+
+
+REPORT = Report(pictures, page_content)

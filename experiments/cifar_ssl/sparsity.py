@@ -173,9 +173,15 @@ def removed_share(
 def observe(
     penalty: sslx.GroupLasso, groups: sslx.Groups, macs: dict[str, float]
 ) -> Any:
-    """params -> penalty, groups at zero, all groups, share of MACs removed."""
+    """params -> penalty, groups at zero, all groups, share of MACs removed, norms.
 
-    def watch(params: PyTree[Array]) -> dict[str, Array]:
+    Of the norms of a class, those at five quantiles, ascending: all its groups where
+    there are five, the median in the middle.
+    """
+    names = _names(groups)
+
+    def watch(params: PyTree[Array]) -> dict[str, Any]:
+        found = sslx.norms(groups, params)
         alive = sslx.alive(groups, params)
         zero = jnp.sum(jnp.stack([jnp.sum(~mask) for mask in alive.values()]))
         return {
@@ -183,6 +189,7 @@ def observe(
             "zero_groups": zero,
             "groups": jnp.asarray(groups.count),
             "removed_macs": removed_share(groups, alive, macs),
+            "norms": {names[name]: _quantiles(row) for name, row in found.items()},
         }
 
     return watch
@@ -247,11 +254,20 @@ def norm_arrays(
 
     Where several classes share a kernel: under their own names.
     """
+    names = _names(groups)
     found = sslx.norms(groups, params)
+    return {names[name]: np.asarray(norms) for name, norms in found.items()}
+
+
+def _names(groups: sslx.Groups) -> dict[str, str]:
+    """Class of groups -> its short name."""
     firsts = [c.members[0].path for c in groups.classes]
     return {
-        (first if firsts.count(first) == 1 else c.name).replace("/kernel", ""): (
-            np.asarray(found[c.name])
-        )
+        c.name: (first if firsts.count(first) == 1 else c.name).replace("/kernel", "")
         for c, first in zip(groups.classes, firsts, strict=True)
     }
+
+
+def _quantiles(norms: Float[Array, "..."]) -> Float[Array, "5"]:
+    """Smallest, quartiles and largest; each the norm of a group, so that 0 stays 0."""
+    return jnp.quantile(norms.ravel(), jnp.linspace(0, 1, 5), method="nearest")

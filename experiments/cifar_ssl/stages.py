@@ -137,6 +137,7 @@ def fit(
         config.seed,
         epoch_steps=epoch_steps,
         log_every=max(1, min(50, (epoch_steps or context.per_epoch) // 4)),
+        tensorboard=config.tensorboard,
         **context.training,
     )
     return loop.fit(stage, context.source, options, context.run.path(stage.name))

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import absl.flags
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,6 +95,8 @@ def _end_with_parent(worker: int, workers: int) -> None:
 
 
 def _read_ahead(batches: Any, workers: int) -> Any:
+    import grain
+
     if not absl.flags.FLAGS.is_parsed():  # Grain asks flags that it defines.
         absl.flags.FLAGS.mark_as_parsed()
     threads = 1 if workers else _AHEAD
@@ -186,6 +187,8 @@ class ImageNet:
 
         Each epoch is shuffled as a whole, and every image cropped anew.
         """
+        import grain
+
         crop = crops.TrainCrop(self.size, self.smallest)
         images = grain.MapDataset.source(self.records("train")).seed(seed)
         images = images.shuffle().random_map(crop)
@@ -193,6 +196,8 @@ class ImageNet:
 
     def test_batches(self) -> Any:
         """Grain's batches of the test images, the last one smaller."""
+        import grain
+
         crop = crops.TestCrop(self.size)
         images = grain.MapDataset.source(self.records("validation")).map(crop)
         return images.batch(self.test_batch, drop_remainder=False)

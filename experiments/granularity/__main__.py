@@ -11,7 +11,7 @@ same command again continues where a killed run stopped. Every seed has a folder
 RUN/seed-N; the report is in RUN/report.
 
 On CIFAR-10 (`cpu` preset, an hour for each seed on 2 cores) accuracy falls with the
-grain at every density; see results/README.md.
+grain at every density; see docs/results/granularity.md.
 """
 
 import dataclasses
@@ -20,7 +20,6 @@ import sys
 from typing import Literal
 
 from experiments.data import image_sets
-from experiments.granularity import report as granularity_report
 from experiments.granularity import stages as granularity_stages
 from experiments.training import runs
 
@@ -52,6 +51,8 @@ class Config:
     """Stages to do; those before them must be done, those done are kept."""
     redo: tuple[Stage, ...] = ()
     """Stages to throw away and do again, with all that follow."""
+    tensorboard: bool = False
+    """Write metrics as TensorBoard events too, into RUN/STAGE/tensorboard."""
     seeds: tuple[int, ...] = (0, 1)
     """Of initial values, order and augmentation; one network each."""
     batch: int = 128
@@ -148,6 +149,8 @@ def main(config: Config) -> pathlib.Path:
         context = granularity_stages.Context(seeded, run, arrays)
         run.do(seeded, _FIELDS, lambda s, c=context: getattr(granularity_stages, s)(c))
     if "report" in config.stages:
+        from experiments.granularity import report as granularity_report
+
         granularity_report.write(folder, config)
     return folder
 

@@ -7,17 +7,15 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import matplotlib
-import rich.console
-import rich.table
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
-from experiments.reports import style
-from experiments.training import runs
+from experiments.reports.report import Report, origin
+from experiments.training import progress, runs
 from sslx import report
+from sslx.report import style
 
-_COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626")
+GRAINS = dict(zip(("fine", "vector", "kernel", "filter"), style.ORDERED, strict=True))
+"""The colour of a grain, from single weights to whole filters."""
 _STAGES = ("baseline", "sensitivity", "retrain", "account")
 _LOSSES = (0.0, 0.01)
 _FORMATS = ("relative", "bitmask", "rows")
@@ -30,12 +28,9 @@ def write(folder: pathlib.Path, config: Any) -> dict[str, Any]:
     place = folder / "report"
     place.mkdir(parents=True, exist_ok=True)
     runs.write_json(place / "record.json", record)
-    figures = pictures(record)
-    for name, figure in figures.items():
-        report.save_png(figure, place / f"{name}.png")
-    page = report.page(place / "report.html", **page_content(record, figures))
+    page = REPORT.write(place, record)[-1]
     for title, rows in list(tables(record).items())[:2]:
-        print_table(title, rows)
+        progress.print_rows(title, rows)
     print(f"report: {page}")
     return record
 
@@ -185,45 +180,72 @@ def _share(value: float | None) -> str:
 
 
 def pictures(record: dict[str, Any]) -> dict[str, Figure]:
-    """Accuracy against density, storage and memory references."""
+    """Accuracy against density, storage and memory references; layers' sensitivity."""
     axes = {
         "density": ("density", "weights kept, of the convolutions'"),
         "storage": ("relative", "bits, indices included, of dense 8-bit weights"),
         "references": ("references", "memory references, of the dense network's"),
     }
-    return {name: _curves(record, *what) for name, what in axes.items()}
+    curves = {name: _curves(record, *what) for name, what in axes.items()}
+    return {**curves, "sensitivity": _sensitivity(record)}
 
 
+@style.styled
 def _curves(record: dict[str, Any], key: str, label: str) -> Figure:
-    with matplotlib.rc_context(style.STYLE):
-        figure = Figure(figsize=(6.4, 3.9), layout="constrained")
-        axis = figure.subplots()
-        for grain, colour in zip(record["options"]["grains"], _COLOURS, strict=False):
-            rows = rows_of(record, grain)
-            column: Callable[[str], list[float]] = lambda k, r=rows: [x[k] for x in r]
-            axis.errorbar(
-                column(key)[1:],
-                column("accuracy")[1:],
-                yerr=column("accuracy_sd")[1:],
-                xerr=column(f"{key}_sd")[1:],
-                color=colour,
-                marker="o",
-                markersize=4,
-                capsize=3,
-                label=grain,
-            )
-            dense = rows[0]
-        axis.axhline(dense["accuracy"], color="#9aa5b1", ls="--", lw=1, label="dense")
-        low = dense["accuracy"] - dense["accuracy_sd"]
-        high = dense["accuracy"] + dense["accuracy_sd"]
-        axis.axhspan(low, high, color="#9aa5b1", alpha=0.15)
-        axis.set_xlim(left=0)
-        axis.xaxis.set_major_formatter(PercentFormatter(1.0))
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
-        axis.set_xlabel(label)
-        axis.set_ylabel("test accuracy")
-        axis.legend(loc="lower right")
+    grains = record["options"]["grains"]
+    found = {grain: rows_of(record, grain) for grain in grains}
+    last = {
+        grain: f"{100 * rows[-1]['accuracy']:.1f}%" for grain, rows in found.items()
+    }
+    figure = style.picture(
+        f"At density {min(record['options']['densities']):g}: accuracy from "
+        f"{last[grains[0]]} ({grains[0]}) to {last[grains[-1]]} ({grains[-1]})",
+        3.4,
+    )
+    axis = figure.subplots()
+    ends = []
+    for grain, rows in found.items():
+        column: Callable[[str], list[float]] = lambda k, r=rows: [x[k] for x in r[1:]]
+        axis.errorbar(
+            column(key),
+            column("accuracy"),
+            yerr=column("accuracy_sd"),
+            xerr=column(f"{key}_sd"),
+            color=GRAINS[grain],
+            marker="o",
+        )
+        ends.append((rows[1]["accuracy"], grain, GRAINS[grain]))
+    dense = found[grains[0]][0]
+    low = dense["accuracy"] - dense["accuracy_sd"]
+    high = dense["accuracy"] + dense["accuracy_sd"]
+    axis.axhline(dense["accuracy"], color=style.DENSE_TUNED, ls="--", lw=1)
+    axis.axhspan(low, high, color=style.DENSE_XLA, alpha=0.4, lw=0)
+    axis.set_xlim(left=0)
+    bottom, top = axis.get_ylim()
+    right = max(rows[1][key] for rows in found.values())
+    style.spread_labels(axis, ends, right, 0.055 * (top - bottom))
+    style.halo(
+        axis,
+        0.01,
+        dense["accuracy"],
+        "dense",
+        color=style.DENSE_TUNED,
+        transform=axis.get_yaxis_transform(),
+        va="center",
+    )
+    style.percent(axis, "x")
+    style.percent(axis)
+    axis.set_xlabel(label)
+    axis.set_ylabel("test accuracy")
     return figure
+
+
+def _sensitivity(record: dict[str, Any]) -> Figure:
+    """Of the first seed's layers, at the coarsest grain."""
+    seed = next(iter(record["seeds"].values()))
+    found = seed["sensitivity"][record["options"]["grains"][-1]]
+    losses = {name.split("/kernel")[0]: rows for name, rows in found["losses"].items()}
+    return report.sensitivity(found["densities"], losses, found["baseline"])
 
 
 def page_content(record: dict[str, Any], figures: dict[str, Figure]) -> dict[str, Any]:
@@ -237,7 +259,7 @@ def page_content(record: dict[str, Any], figures: dict[str, Figure]) -> dict[str
         if seeds > 1
         else "One seed: no error bars."
     )
-    smallest = min(options["densities"])
+    smallest, coarsest = min(options["densities"]), options["grains"][-1]
     facts = [
         report.Fact(equal[-1][grain].split(" ")[0], f"{grain}, density {smallest:g}")
         for grain in options["grains"]
@@ -270,30 +292,15 @@ def page_content(record: dict[str, Any], figures: dict[str, Figure]) -> dict[str
                 figures["references"],
                 points,
             ),
+            report.Section(
+                "Sensitivity",
+                f"Loss with one layer alone thinned out, at the grain {coarsest}; "
+                "first seed.",
+                figures["sensitivity"],
+            ),
         ],
-        "origin": origin_of(record),
+        "origin": origin(record),
     }
 
 
-def origin_of(record: dict[str, Any]) -> dict[str, str]:
-    """What it takes to make a record again, as text."""
-    origin = dict(record["provenance"])
-    versions = origin.pop("versions")
-    origin["versions"] = ", ".join(f"{k} {v}" for k, v in versions.items())
-    options = record["options"].items()
-    origin["options"] = ", ".join(f"{k} {_plain(v)}" for k, v in options)
-    return origin
-
-
-def _plain(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def print_table(title: str, rows: Sequence[dict[str, str]]) -> None:
-    """One table on the terminal."""
-    table = rich.table.Table(title=title)
-    for place, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if place == 0 else "right")
-    for row in rows:
-        table.add_row(*row.values())
-    rich.console.Console().print(table)
+REPORT = Report(pictures, page_content)

@@ -16,6 +16,7 @@ import sys
 import tyro
 
 from experiments.data import downloads, image_sets, imagenet_sets
+from experiments.training import runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,6 @@ def main(config: Config) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Config, description=__doc__))
+        main(tyro.cli(Config, prog=runs.program(), description=__doc__))
     except (downloads.DataError, OSError) as error:
         sys.exit(f"error: {error}")

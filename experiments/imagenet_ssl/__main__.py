@@ -33,7 +33,6 @@ from experiments.cifar_ssl import stages as ssl_stages
 from experiments.data import image_sets, imagenet_sets
 from experiments.data import imagenet as imagenet_data
 from experiments.imagenet_ssl import groups as imagenet_groups
-from experiments.imagenet_ssl import report as imagenet_report
 from experiments.imagenet_ssl import stages as imagenet_stages
 from experiments.models import imagenet as imagenet_models
 from experiments.training import runs
@@ -196,6 +195,8 @@ def main(config: Config) -> runs.Run:
 
     def act(stage: str) -> dict[str, Any]:
         if stage == "report":
+            from experiments.imagenet_ssl import report as imagenet_report
+
             return imagenet_report.write(context)
         return getattr(ssl_stages, stage)(context)
 

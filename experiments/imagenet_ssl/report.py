@@ -4,12 +4,19 @@ from typing import Any
 
 from experiments.cifar_ssl import report as ssl_report
 from experiments.imagenet_ssl.stages import Context
+from experiments.reports.report import Report
 from sslx import report as pages
 
 
 def write(context: Context) -> dict[str, Any]:
     """Pictures, one HTML page and a table on the terminal."""
-    return ssl_report.write(context, lambda record: [top5_section(record)])
+    return ssl_report.write(context, REPORT)
+
+
+def page_content(record: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
+    """That of `cifar_ssl`, and top-5 accuracy."""
+    content = ssl_report.page_content(record, figures)
+    return {**content, "sections": [*content["sections"], top5_section(record)]}
 
 
 def top5_section(record: dict[str, Any]) -> pages.Section:
@@ -33,3 +40,6 @@ def top5_section(record: dict[str, Any]) -> pages.Section:
         None,
         rows,
     )
+
+
+REPORT = Report(ssl_report.pictures, page_content)

@@ -11,7 +11,7 @@ fine-tuning with the zeros kept, then compaction. The report prints the paper's 
 
 Seen on Fashion-MNIST, 2 busy CPU cores: table1 in 48 minutes, 42% of the
 multiply-accumulates left for 0.44 points of accuracy; table2 in 26 minutes, 59% of
-conv2's columns for 0.67; mlp in 4 minutes, 21% for 0.46 (results/README.md).
+conv2's columns for 0.67; mlp in 4 minutes, 21% for 0.46 (docs/results/mnist_ssl.md).
 """
 
 import dataclasses
@@ -20,7 +20,6 @@ import sys
 from typing import Any, Literal
 
 from experiments.data import image_sets
-from experiments.mnist_ssl import report as mnist_report
 from experiments.mnist_ssl import stages as mnist_stages
 from experiments.training import runs
 
@@ -44,6 +43,8 @@ class Config:
     """Stages to do; those before them must be done, those done are kept."""
     redo: tuple[Stage, ...] = ()
     """Stages to throw away and do again, with all that follow."""
+    tensorboard: bool = False
+    """Write metrics as TensorBoard events too, into RUN/STAGE/tensorboard."""
     seed: int = 0
     """Of initial values and order."""
     batch: int = 64
@@ -130,6 +131,8 @@ def main(config: Config) -> runs.Run:
 
     def act(stage: str) -> dict[str, Any]:
         if stage == "report":
+            from experiments.mnist_ssl import report as mnist_report
+
             return mnist_report.write(context)
         return getattr(mnist_stages, stage)(context)
 

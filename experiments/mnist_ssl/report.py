@@ -3,9 +3,13 @@
 import dataclasses
 from typing import Any
 
+from experiments.cifar_ssl.report import BY_XLA
+from experiments.mnist_ssl import stages as mnist_stages
 from experiments.mnist_ssl.stages import Context
+from experiments.reports.report import Report, layer_rows, origin
 from experiments.training import loop, progress, runs
 from sslx import report
+from sslx.report import style
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +58,7 @@ def write(context: Context) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     record = make_record(context)
     runs.write_json(folder / "record.json", record)
-    figures = pictures(record)
-    for name, figure in figures.items():
-        report.save_png(figure, folder / f"{name}.png")
-    place = report.page(folder / "report.html", **page_content(record, figures))
+    place = REPORT.write(folder, record)[-1]
     progress.print_rows(_title(record), table(record))
     print(f"report: {place}")
     return {"page": place.name, "table": table(record)}
@@ -81,7 +82,6 @@ def make_record(context: Context) -> dict[str, Any]:
     return {
         "options": {k: v for k, v in options.items() if k not in ("data_dir", "run")},
         **results,
-        "dense_left": dataclasses.asdict(context.counts(context.trained["params"])),
         "metrics": [
             row
             for stage, result in trained.items()
@@ -99,14 +99,15 @@ def table(record: dict[str, Any]) -> list[dict[str, str]]:
     paper, first = PAPER[preset], PAPER[preset][0]
     baseline = record["baseline"]
     error = 100 * (1 - baseline["test_accuracy"])
-    dense = Row("dense", error, *_left(record["dense_left"]), "1.00x", "100%")
+    whole = dataclasses.asdict(mnist_stages.dense_counts(preset))
+    dense = Row("dense", error, *_left(whole), "1.00x", "100%")
     ours = [dense] + [_ours(record, name) for name in record["compact"]["networks"]]
     rows = [("paper", row) for row in paper] + [("here", row) for row in ours]
     return [
         {
             "network": row.name,
             "from": origin,
-            "error": f"{row.error:.2f}%",
+            "error": f"{row.error:{'g' if origin == 'paper' else '.2f'}}%",
             COUNTED[preset]: row.filters,
             **({"channels": row.channels} if first.channels else {}),
             "FLOP": row.flops,
@@ -142,13 +143,42 @@ def pictures(record: dict[str, Any]) -> dict[str, Any]:
     """The report's figures by file name."""
     batch = record["options"]["benchmark_batch"]
     rows = [{"batch": batch, **row} for row in record["compact"]["latency"]["rows"]]
-    figures = {"latency": report.latency_bars(rows)}
+    compact = list(record["compact"]["networks"])
+    marks = {name: (f"{name}, XLA", style.COMPACT_XLA) for name in compact}
+    best = max(row["speedup"] for row in rows if row["name"] in compact)
+    figures = {
+        "latency": report.latency(
+            rows, {**BY_XLA, **marks}, f"Compact networks are up to {best:.2f}x faster"
+        ),
+    }
+    if len(compact) > 1:
+        figures["sweep"] = _sweep(record)
     for name, result in record["compact"]["networks"].items():
-        figures[f"widths-{name}"] = report.layer_widths(result["layers"])
+        figures[f"widths-{name}"] = report.flow(layer_rows(result["layers"]), name=name)
         stages = ("baseline", f"ssl/{name}", f"finetune/{name}")
         metrics = [row for row in record["metrics"] if row["stage"] in stages]
         figures[f"curves-{name}"] = report.learning_curves(metrics)
     return figures
+
+
+def _sweep(record: dict[str, Any]) -> Any:
+    """Error and zero groups by lambda."""
+    points = []
+    for name, tuned in record["finetune"]["networks"].items():
+        rows = [row for row in record["metrics"] if row["stage"] == f"ssl/{name}"]
+        points.append(
+            {
+                "series": "SSL",
+                "value": tuned["strength"],
+                "error": 1 - tuned["test_accuracy"],
+                "zero": rows[-1]["zero_groups"] / rows[-1]["groups"],
+            }
+        )
+    return report.sweep(
+        points,
+        parameter="lambda",
+        reference=1 - record["baseline"]["test_accuracy"],
+    )
 
 
 def page_content(record: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
@@ -170,10 +200,6 @@ def page_content(record: dict[str, Any], figures: dict[str, Any]) -> dict[str, A
             ),
             report.Section(f"{name}, compact", "", figures[f"widths-{name}"]),
         ]
-    origin = dict(record["provenance"])
-    versions = origin.pop("versions")
-    origin["versions"] = ", ".join(f"{k} {v}" for k, v in versions.items())
-    origin["options"] = ", ".join(f"{k} {v}" for k, v in record["options"].items())
     return {
         "title": _title(record),
         "lead": "The paper's rows are on MNIST and its speed-ups are of single layers' "
@@ -184,12 +210,20 @@ def page_content(record: dict[str, Any], figures: dict[str, Any]) -> dict[str, A
         "sections": [
             report.Section("Paper and ours", "", rows=table(record)),
             *sections,
+            *(
+                report.Section("Strength of the penalty", "", figures[name])
+                for name in figures
+                if name == "sweep"
+            ),
             report.Section("Speed", "", figures["latency"]),
         ],
-        "origin": origin,
+        "origin": origin(record),
     }
 
 
 def _title(record: dict[str, Any]) -> str:
     options = record["options"]
     return f"{_TITLES[options['preset']]}: SSL on {options['data']} (paper: mnist)"
+
+
+REPORT = Report(pictures, page_content)

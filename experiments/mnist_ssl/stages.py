@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 import sslx
+from experiments import models
 from experiments.cifar_ssl import sparsity
 from experiments.cifar_ssl import stages as ssl_stages
 from experiments.cifar_ssl.stages import baseline as baseline
@@ -89,6 +90,15 @@ def counts(preset: str, alive: Mapping[str, np.ndarray]) -> Counts:
         sizes = (int(first.sum()), int(second.sum()))
         channels = (int(first.any((0, 1)).sum()), int(channel.sum()))
     return Counts(sizes, channels, tuple(map(float, flops)))
+
+
+def dense_counts(preset: str) -> Counts:
+    """Those of the whole network."""
+    model = models.create("mlp" if preset == "mlp" else "lenet")
+    image = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    groups = make_groups(preset, params)
+    return counts(preset, {c.name: np.ones(c.shape, bool) for c in groups.classes})
 
 
 class Context(ssl_stages.Context):

@@ -6,7 +6,7 @@
 
 Seen on 2 cores: `--preset smoke --curves decay prune`, 20 minutes, PSP and pruning tie;
 CIFAR-10, 45 minutes beside other work, PSP is 0.6 to 0.0 points above pruning at 23 to
-56% of the columns (results/README.md). The paper preset has not been run.
+56% of the columns (docs/results/psp_sweep.md). The paper preset has not been run.
 
 Every point is one training of its own from the baseline: a method, a level (lambda of
 the factors' penalty, or a sparsity) and a seed. The same command again continues where
@@ -25,7 +25,6 @@ from experiments.cifar_psp import stages as psp_stages
 from experiments.cifar_psp.stages import Config, Method
 from experiments.cifar_ssl import stages as ssl_stages
 from experiments.data import image_sets
-from experiments.psp_sweep import curves
 from experiments.training import runs
 
 
@@ -124,6 +123,8 @@ def main(sweep: Sweep) -> dict[str, Any]:
                     psp_stages.Context(point.config, run, arrays, point.name),
                     origin,
                 )
+                from experiments.psp_sweep import curves
+
                 curves.write(folder, collect(sweep, folder))
     return collect(sweep, folder)
 
@@ -188,7 +189,7 @@ def collect(sweep: Sweep, folder: pathlib.Path) -> dict[str, Any]:
         }
         found["baselines" if stage == "baseline" else "points"].append(row)
     shared = dataclasses.asdict(sweep.point)
-    for name in ("data_dir", "run", "stages", "redo", "seed", "method"):
+    for name in ("data_dir", "run", "stages", "redo", "seed", "method", "tensorboard"):
         shared.pop(name)
     return {**found, "options": shared, "provenance": runs.provenance()}
 

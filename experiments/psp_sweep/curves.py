@@ -2,15 +2,17 @@
 
 import pathlib
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
-import rich.console
-import rich.table
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.cifar_psp.stages import TITLES
-from experiments.training import runs
+from experiments.reports.report import Report
+from experiments.training import progress, runs
 from sslx import report
+from sslx.report import style
 
 PAPER: dict[str, tuple[tuple[float, float], ...]] = {
     "prune": (
@@ -36,20 +38,16 @@ PAPER: dict[str, tuple[tuple[float, float], ...]] = {
 Schindler et al. 2019, read off an image of it, +-0.4 and +-0.05."""
 PAPER_BASELINE = 6.35
 
-_COLOURS = {
-    "prune": "#64748b",
-    "fixed": "#d97706",
-    "l1": "#059669",
-    "decay": "#2563eb",
-    "sss": "#7c3aed",
-}
+_COLOURS = dict(
+    zip(("decay", "prune", "fixed", "l1", "sss"), style.SERIES, strict=True)
+)
 
 
 def write(folder: pathlib.Path, record: dict[str, Any]) -> None:
-    """`record.json` and `curves.png` in the folder, and the table on the terminal."""
+    """`record.json` and the pictures in the folder, and the table on the terminal."""
     runs.write_json(folder / "record.json", record)
-    report.save_png(picture(record), folder / "curves.png")
-    print_table(record)
+    REPORT.write(folder, record)
+    progress.print_rows("error against sparsity", rows(record))
 
 
 def points(record: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
@@ -61,28 +59,85 @@ def points(record: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
     return {method: sorted(rows) for method, rows in found.items()}
 
 
-def picture(record: dict[str, Any]) -> Figure:
-    """Ours on the left, the paper's on the right: networks and lengths differ."""
+def pictures(record: dict[str, Any]) -> dict[str, Figure]:
+    """Error against sparsity, and against the strength of the methods that have one."""
+    return {"curves": _curves(record), **_sweep(record)}
+
+
+@style.styled
+def _curves(record: dict[str, Any]) -> Figure:
+    """Ours above, the paper's below: networks and lengths differ."""
     options = record["options"]
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
-    ours, paper = figure.subplots(1, 2)
-    for method, rows in points(record).items():
-        style = {"color": _COLOURS[method], "marker": "o", "ms": 4}
-        ours.plot(*zip(*rows, strict=True), label=TITLES[method], lw=1, **style)
-    errors = [100 * (1 - row["test_accuracy"]) for row in record["baselines"]]
-    ours.axhline(statistics.mean(errors), color="k", ls=":", lw=1, label="baseline")
+    kind = "columns" if options["structure"] == "shape" else "groups"
+    figure = style.picture("Test error against sparsity, here and in the paper", 5.6)
+    ours, paper = figure.subplots(2, 1, sharex=True)
+    _panel(ours, points(record), _baseline(record))
     ours.set_title(f"{options['model']} on {options['data']}, this run")
-    for method, rows in PAPER.items():
-        style = {"color": _COLOURS[method], "marker": "s", "ms": 3}
-        paper.plot(*zip(*rows, strict=True), label=TITLES[method], lw=1, **style)
-    paper.axhline(PAPER_BASELINE, color="k", ls=":", lw=1, label="baseline")
+    _panel(paper, PAPER, PAPER_BASELINE, ls="--", mfc="white")
     paper.set_title("ResNet-56 on CIFAR-10, Schindler et al. 2019, figure 3")
-    for axes in (ours, paper):
-        kind = "columns" if options["structure"] == "shape" else "groups"
-        axes.set_xlabel(f"{kind} at zero, %")
-        axes.set_ylabel("test error, %")
-        axes.legend(frameon=False)
+    paper.set_xlabel(f"{kind} at zero")
+    paper.set_xlim(left=0)
     return figure
+
+
+def _panel(
+    axis: Axes, series: Mapping[str, Any], baseline: float, **options: Any
+) -> None:
+    for method, curve in series.items():
+        color = _COLOURS[method]
+        axis.plot(
+            *zip(*curve, strict=True),
+            label=TITLES[method],
+            color=color,
+            marker="o",
+            lw=1,
+            **options,
+        )
+    axis.axhline(baseline, color=style.DENSE_TUNED, lw=1, ls=":")
+    style.halo(
+        axis,
+        0.99,
+        baseline,
+        "baseline",
+        ha="right",
+        transform=axis.get_yaxis_transform(),
+        color=style.DENSE_TUNED,
+        fontsize=8,
+        va="center",
+    )
+    axis.set_ylabel("test error")
+    style.percent(axis, "x", whole=100)
+    style.percent(axis, "y", whole=100)
+    axis.legend(loc="upper left")
+
+
+def _baseline(record: dict[str, Any]) -> float:
+    """Mean test error of the dense networks in %."""
+    return statistics.mean(
+        100 * (1 - row["test_accuracy"]) for row in record["baselines"]
+    )
+
+
+def _sweep(record: dict[str, Any]) -> dict[str, Figure]:
+    rows = [row for row in record["points"] if "strength" in row["options"]]
+    if len({row["options"]["strength"] for row in rows}) < 2:
+        return {}
+    found = [
+        {
+            "series": TITLES[row["options"]["method"]],
+            "value": row["options"]["strength"],
+            "error": 1 - row["test_accuracy"],
+            "zero": row["group_sparsity"],
+        }
+        for row in rows
+    ]
+    return {
+        "sweep": report.sweep(
+            found,
+            parameter="lambda",
+            reference=_baseline(record) / 100,
+        )
+    }
 
 
 def rows(record: dict[str, Any]) -> list[dict[str, str]]:
@@ -103,11 +158,4 @@ def rows(record: dict[str, Any]) -> list[dict[str, str]]:
     return sorted(table, key=lambda r: (r["method"], r["seed"], r["zero"]))
 
 
-def print_table(record: dict[str, Any]) -> None:
-    """The points, on the terminal."""
-    table = rich.table.Table(title="error against sparsity")
-    for name in ("method", "level", "seed", "zero", "error"):
-        table.add_column(name, justify="left" if name == "method" else "right")
-    for row in rows(record):
-        table.add_row(*row.values())
-    rich.console.Console().print(table)
+REPORT = Report(pictures)

@@ -1,1 +1,1 @@
-"""Pictures and pages from the records of runs."""
+"""Pictures and pages of the committed records; `python -m experiments.reports`."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 from jaxtyping import Array, Bool, PyTree, UInt32
 
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -54,6 +53,8 @@ class Checkpoints:
         # Now, and not by orbax while others may already read or write.
         for cut in self.folder.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(cut)
+        import orbax.checkpoint as ocp
+
         self._manager = ocp.CheckpointManager(
             self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=2)
         )
@@ -76,6 +77,8 @@ class Checkpoints:
         Raises:
             CheckpointError: this or the previous write failed (a full disk, say).
         """
+        import orbax.checkpoint as ocp
+
         if step == self.latest():
             return
         items: dict[str, Any] = {
@@ -115,6 +118,8 @@ class Checkpoints:
         Raises:
             CheckpointError: it is damaged, or of other shapes.
         """
+        import orbax.checkpoint as ocp
+
         step = self.latest()
         place = self.folder / str(step)
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(like))

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, UInt8
 import sslx
 from experiments.data import image_sets
 from experiments.training import checkpoints
-from experiments.training.metrics import Clock
+from experiments.training.metrics import Clock, Events
 from experiments.training.metrics import MetricsLog as MetricsLog
 from experiments.training.metrics import last_check as last_check
 from experiments.training.metrics import read_metrics as read_metrics
@@ -191,7 +191,8 @@ def fit(
 ) -> dict[str, Any]:
     """Train `stage`, going on from `folder` if a run was cut there; its variables.
 
-    `folder/checkpoints` and `folder/metrics.jsonl` are written.
+    `folder/checkpoints` and `folder/metrics.jsonl` are written, and on request
+    `folder/tensorboard`.
 
     Raises:
         TrainingError: NaN or infinite loss or parameters, no batch in the data.
@@ -244,6 +245,9 @@ class _Run:
             self.state, check = store.restore(self.state, batches.position)
             self.at = int(self.state.step)
             self.log = MetricsLog(path, check)
+        self.events = (
+            Events(folder / "tensorboard", self.at) if options.tensorboard else None
+        )
         step = source.make_step(stage, options, mesh)
         self.step = sslx.tune(step, donate_argnums=0)
         self.observe = jax.jit(stage.observe)
@@ -257,6 +261,8 @@ class _Run:
                 self.at += 1
                 self._after_step(bar)
         self.store.wait()
+        if self.events is not None:
+            self.events.close()
         return self.state.variables
 
     def _after_step(self, bar: Progress) -> None:
@@ -264,6 +270,8 @@ class _Run:
         if self.at % self.options.log_every == 0 or ends_epoch:
             row = self._row(ends_epoch)
             self.log.write(row)
+            if self.events is not None:
+                self.events.write(row)
             bar.update(self.at, row)
         if ends_epoch or self.clock.rings():
             self._save()
@@ -283,7 +291,7 @@ class _Run:
             "accuracy": int(seen.correct) / (steps * self.options.batch),
             "learning_rate": float(self.stage.schedule(self.at - 1)),
         }
-        row |= {k: float(v) for k, v in self.observe(params).items()}
+        row |= jax.tree.map(_figures, jax.device_get(self.observe(params)))
         row["images_per_second"] = self.clock.rate(self.at) * self.options.batch
         if ends_epoch:
             row |= self.scores(self.state.variables)
@@ -306,3 +314,10 @@ class _Run:
             f"{self.stage.name}: {what} by step {self.at}; lower the learning rate. "
             f"Last good checkpoint: {good} in {self.store.folder}"
         )
+
+
+def _figures(values: np.ndarray) -> Any:
+    """A number, or a list of numbers with five digits each."""
+    if np.ndim(values) == 0:
+        return float(values)
+    return [float(f"{value:.5g}") for value in values]

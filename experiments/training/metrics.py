@@ -43,6 +43,27 @@ class MetricsLog:
             os.fsync(out.fileno())
 
 
+class Events:
+    """The figures of a stage as TensorBoard events beside its metrics."""
+
+    def __init__(self, folder: pathlib.Path, at: int) -> None:
+        """Go on at a step; TensorBoard hides what an earlier run wrote from there."""
+        import tensorboardX
+
+        self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=at)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Every number of a metrics row, at its step."""
+        for name, value in row.items():
+            if isinstance(value, int | float) and name != "step":
+                self._writer.add_scalar(name, value, row["step"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
+
+
 def read_metrics(path: pathlib.Path, check: str | None = None) -> list[dict[str, Any]]:
     """Every complete line of a metrics file; a last line cut short is left out.
 

@@ -25,7 +25,7 @@ def sentence(row: Mapping[str, Any]) -> str:
 
 
 class Progress:
-    """A bar on a terminal; plain lines anywhere else."""
+    """A bar on a terminal and in a notebook; plain lines anywhere else."""
 
     def __init__(self, name: str, total: int, done: int = 0) -> None:
         self.name, self.total = name, total
@@ -38,6 +38,7 @@ class Progress:
             rich.progress.TextColumn("{task.fields[note]}"),
             disable=not self.live,
         )
+        self.cell = rich.console.Console().is_jupyter and _Cell()
         self.task = self.bar.add_task(name, total=total, completed=done, note="")
 
     def __enter__(self) -> "Progress":
@@ -55,8 +56,25 @@ class Progress:
     def update(self, done: int, row: Mapping[str, Any]) -> None:
         """Show `row`, the newest metrics, at step `done`."""
         self.bar.update(self.task, completed=done, note=sentence(row))
-        if not self.live:
+        if self.cell:
+            self.cell.show(f"{self.name} {done}/{self.total}", done / self.total, row)
+        elif not self.live:
             print(f"{self.name} {done}/{self.total}  {sentence(row)}", flush=True)
+
+
+class _Cell:
+    """A bar below a notebook's cell, redrawn in place."""
+
+    def __init__(self) -> None:
+        from IPython import display
+
+        self.html = display.HTML
+        self.handle = display.display(self.html(""), display_id=True)
+
+    def show(self, name: str, share: float, row: Mapping[str, Any]) -> None:
+        """Draw anew."""
+        bar = f'<progress value="{share}"></progress>'
+        self.handle.update(self.html(f"{bar} {name} &nbsp; {sentence(row)}"))
 
 
 def print_rows(title: str, rows: list[dict[str, str]]) -> None:

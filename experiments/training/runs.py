@@ -269,7 +269,11 @@ def parse(
             preset = word.removeprefix("--preset=")
     start = presets.get(preset, presets[default])
     config: Any = tyro.cli(
-        type(start), args=arguments, default=start, description=about
+        type(start),
+        prog=program(),
+        args=arguments,
+        default=start,
+        description=about,
     )
     return config
 
@@ -293,14 +297,19 @@ def command(main: Callable[[], Any]) -> None:
         sys.exit("stopped; the same command continues from the last checkpoint")
 
 
+def program() -> str:
+    """How this process was started, arguments apart: `python -m experiments.NAME`."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    if not module:
+        return sys.argv[0]
+    return f"python -m {module.name.removesuffix('.__main__')}"
+
+
 def provenance() -> dict[str, Any]:
     """Command, commit, versions, hardware and date of this process."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    module = getattr(sys.modules["__main__"], "__spec__", None)
-    name = module.name.removesuffix(".__main__") if module else ""
-    program = f"python -m {name}" if module else sys.argv[0]
     return {
-        "command": " ".join([program, *_portable(sys.argv[1:])]),
+        "command": " ".join([program(), *_portable(sys.argv[1:])]),
         "commit": _commit(),
         "versions": {
             "python": platform.python_version(),

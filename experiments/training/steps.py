@@ -45,7 +45,8 @@ class Stage:
         variables: start values; "params" is trained, "batch_stats" follows.
         optimizer: an optax transformation of the parameters.
         schedule: the optimiser's learning rate by step, for the log.
-        observe: params -> named scalars for the log (penalty, zero groups ...).
+        observe: params -> what the log names (penalty, zero groups ...): numbers, or
+            vectors in dictionaries.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Stage:
     variables: Variables
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
-    observe: Callable[[PyTree[Array]], dict[str, Array]] = lambda params: {}
+    observe: Callable[[PyTree[Array]], dict[str, Any]] = lambda params: {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Options:
         epoch_steps: end an epoch after so many steps; 0: when all images were seen.
         smoothing: probability that the targets spread evenly over all classes.
         dropout: give the function a key for its dropout in every step.
+        tensorboard: write metrics as TensorBoard events too.
     """
 
     epochs: int
@@ -85,6 +87,7 @@ class Options:
     epoch_steps: int = 0
     smoothing: float = 0.0
     dropout: bool = False
+    tensorboard: bool = False
 
 
 class Batches(Protocol):

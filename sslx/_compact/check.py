@@ -1,4 +1,4 @@
-"""A compact function against the dense one, on random inputs."""
+"""Compare a compact function with the dense one, on random inputs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +12,7 @@ from sslx._compact.compacted import Compact
 from sslx._compact.jaxpr.masks import Masks
 from sslx._compact.jaxpr.program import Value, evaluate_dense
 from sslx._compact.jaxpr.tracing import Traced
+from sslx._paths import leaves_by_path
 
 
 def check(
@@ -23,7 +24,7 @@ def check(
     it gives shapes only); keys and Python numbers are what they were.
 
     Args:
-      small: what was made of them.
+      small: the compact network.
       traced: the call it was made with.
       leaves: the dense variables, by path.
       call: the example.
@@ -38,13 +39,12 @@ def check(
     arrays = [_drawn(x, rng) for x in call.arrays]
     treedef = jax.tree_util.tree_structure(small.variables)
     dense = jax.tree_util.tree_unflatten(treedef, list(leaves.values()))
-    wants = jax.tree_util.tree_leaves_with_path(call.run(small.fn, arrays, dense))
+    wants, _ = leaves_by_path(call.run(small.fn, arrays, dense))
     gots = jax.tree_util.tree_leaves(call.run(small.apply, arrays, small.variables))
-    for (path, want), got, name in zip(wants, gots, traced.state, strict=True):
+    for (output, want), got, name in zip(wants, gots, traced.state, strict=True):
         want = want if name is None else small.plan.leaves[name].shrink(want)
         error, allowed = difference(got, want)
         if not error <= allowed:
-            output = jax.tree_util.keystr(path, simple=True, separator="/")
             raise RuntimeError(
                 f"check: output {output or 'of the function'} of the compact function "
                 f"is off by {error:.3g}, expected at most {allowed:.3g} "
@@ -92,7 +92,7 @@ def _start(
 ) -> str:
     """The first equation whose computed slices differ from the dense program's."""
     kept = jax.tree_util.tree_leaves(small.variables)
-    held, alive = small.reduced(traced).held(kept, arrays)
+    held, alive = small.reduced(traced).intermediates(kept, arrays)
     dense = evaluate_dense(traced.program, [*leaves.values(), *arrays])
     for eqn in traced.program.equations:
         for value in eqn.outputs:

@@ -1,4 +1,10 @@
-"""`compact`: dead-code elimination, one channel at a time, on the jaxpr."""
+"""`compact`: dead-code elimination, one channel at a time, on the jaxpr.
+
+The call is traced (`jaxpr.tracing`), analysed until nothing more is found dead
+(`analysis.fixed_point`), and what is left of the variables is the plan. Then the
+reduced program is evaluated on shapes: if an equation fails, it is treated as one
+without a rule, and the analysis starts over.
+"""
 
 import dataclasses
 import functools
@@ -20,10 +26,10 @@ from sslx._calls import (
     take_apart,
 )
 from sslx._compact.analysis.alignment import Alignment
-from sslx._compact.analysis.fixed_point import Look, fixed_point, planned
+from sslx._compact.analysis.fixed_point import Keep, Look, fixed_point, planned
 from sslx._compact.analysis.liveness import Liveness
 from sslx._compact.analysis.report import KeptZeros, held_back, kept_zeros
-from sslx._compact.analysis.widths import Widths
+from sslx._compact.analysis.widths import Widths, pad_widths
 from sslx._compact.check import check as compare
 from sslx._compact.compacted import Compact
 from sslx._compact.jaxpr.arguments import read_variables
@@ -64,68 +70,69 @@ def compact(
 ) -> Callable[..., Compact]:
     r"""Remove what is provably dead from a function and its variables.
 
-    For every axis of every intermediate value, a slice is alive if it is not zero,
-    starting from the zeros in the variables, and if something alive needs it. The
-    result computes `fn` on the alive slices only:
+    A slice of an axis of an intermediate value is alive if it is not zero, starting
+    from the zeros in the variables, and if something alive needs it. The result
+    computes `fn` on the alive slices only:
 
     $$\mathrm{apply}(\mathrm{shrink}(v), x) = \mathrm{fn}(v, x)$$
 
-    up to rounding, for finite values: `0 * x` and `0 / x` count as zero, and so do -0.0
-    (`arctan2` and `copysign` tell it from 0.0) and the NaN that a lookup in a parameter
-    gives for an index out of range.
+    up to rounding, for finite values: `0 * x` and `0 / x` count as zero. So does -0.0
+    (which `arctan2` and `copysign` tell from 0.0), and so does the NaN that a lookup in
+    a parameter gives for an index out of range.
 
-    As `jax.export.export`, it takes the function and its own options first, and then an
+    Like `jax.export.export`, it takes the function and its options first, and then an
     example call: `sslx.compact(fn, **options)(variables, *args, **kwargs)`.
 
     Args:
       fn: any JAX function of `(variables, *args, **kwargs)`.
-      state: regular expressions; variables whose path one of them is found in are
-        state, such as running statistics: where an output's path ends with theirs, it
-        is their new value and comes back in the reduced shape. The collections that
-        Linen's `mutable=` names in a call are state without being named here.
-      groups: with `masks`, the groups that they speak of.
-      masks: class name -> True where a group is kept (`select.keep`, `sslx.alive`); the
-        others count as zero, and values are not looked at. Classes left out are kept.
-      alignment: where operands disagree about their alive slices, `"align"` keeps what
-        lines up, `"scatter"` moves data at run time, `"auto"` estimates which costs
-        less (`sslx._compact.analysis.alignment.MACS_PER_MOVE`).
-      constants: `"fold"` computes channels that no longer depend on the input apart
-        from the data, once per call, from the variables they are made of (a bias, the
-        statistics of a norm, the weights that read them), which therefore stay, train
-        and change as before; `"keep"` goes on computing them beside the others.
+      state: regular expressions, searched in the paths of variables; those that match
+        are state, such as running statistics. An output whose path ends with the path
+        of a state variable is its new value, and comes back in the reduced shape.
+        Collections that a call names as Linen's `mutable=` are state in any case.
+      groups: the groups that `masks` are about.
+      masks: class name -> True where a group is kept (`select.keep`, `sslx.alive`). All
+        other groups count as zero, whatever their values. Classes left out are kept.
+      alignment: what to do where operands have different alive slices: `"align"` keeps
+        the union, `"scatter"` moves data at run time, `"auto"` takes what it estimates
+        to cost less.
+      constants: what to do with channels that no longer depend on the input. `"fold"`
+        computes them apart from the data, once per call, from the variables they are
+        made of (a bias, the statistics of a norm, the weights that read them); these
+        variables stay, and train and change as before. `"keep"` computes the channels
+        like any other.
       strict: raise if a primitive without a rule keeps parameters from being reduced.
-      check: run both functions on random inputs of the example's shapes (and what they
-        call back), and raise where they differ.
-      round_to: keep so many dead channels that the widths of products of data and
-        weights are multiples of it; `kept_zeros` lists them, and `summary` counts them.
-        None leaves that to `lowering`, which rounds where it has measured a gain.
-      lowering: how what is left is computed. `"xla"` leaves it to XLA. `"rule"` takes
-        forms and compiler options by rules for CPUs (`sslx.tune`). `"measure"` times
-        forms, and then whole networks with several widths (exact, multiples of 8, as
-        they were) and alignments, and keeps the fastest. Both leave out zero columns
-        of kernels (`Compact.lowered`).
-        `jax.jit(small.apply, compiler_options=small.compiler_options)` runs it.
+      check: run both functions on random inputs of the example's shapes, callbacks
+        included, and raise if they differ.
+      round_to: keep enough dead channels to make the widths of products of data and
+        weights multiples of it; `kept_zeros` lists these channels, and `summary` counts
+        them. With None, only `lowering="measure"` rounds, where it measured a gain.
+      lowering: how the rest is computed. `"xla"` leaves it to XLA; `"rule"` chooses
+        forms and compiler options by a rule for CPUs (`sslx.tune`); `"measure"` times
+        forms, and then whole networks of several widths (exact, multiples of 8, dense)
+        and alignments, and keeps the fastest. The last two skip zero columns of kernels
+        (`Compact.lowered`). To run it:
+        `jax.jit(small.apply, compiler_options=small.compiler_options)`.
 
     Returns:
-      A function of an example call that gives a `Compact`. Its arguments:
+      A function of an example call, which returns a `Compact`. The call is
 
       - `variables`: tree of arrays; only these are reduced, scalars not: they stay, and
         count as what they are, not as zero. Or of `jax.ShapeDtypeStruct`, with `masks`;
         then the result holds shapes, and its plan shrinks real arrays.
       - `*args, **kwargs`: the rest of the call; shapes are enough. Arrays, real and
         complex numbers are traced, as by `jax.jit`; integers, booleans, strings and
-        other objects are settings, and a call with another one is traced anew.
+        other objects are settings, and a call with other settings is traced again.
 
-      What could not be reduced is kept as it is, and `held_back` says why.
+      Whatever could not be reduced is kept whole, and `held_back` says why.
 
     Raises:
-      TypeError: an argument is not of its kind, such as a module instead of its
+      TypeError: an argument has the wrong type, such as a module instead of its
         `apply`, or a setting among the variables.
-      ValueError: with `strict`, if something was held back; for masks that do not fit;
-        for an option that is none of its words; for variables whose zeros cannot be
-        read (shapes without `masks`, traced arrays).
-      RuntimeError: with `check`, if an output differs by more than rounding; it names
-        the output, both bounds, and the first equation that is off.
+      ValueError: with `strict`, if something was held back; if masks do not fit the
+        groups; if an option has an unknown value; if the zeros of the variables cannot
+        be read (shapes without `masks`, traced arrays).
+      RuntimeError: with `check`, if an output differs by more than rounding. The text
+        names the output, the difference, its bound, and the first equation that is off.
 
     Example:
       >>> small = sslx.compact(model.apply)(variables, x, train=False)
@@ -148,9 +155,9 @@ def compact(
         dtypes = [x.dtype for x in leaves.values()]
         tracer = Tracer(fn, expressions("state", state, leaves))
         traced = tracer(variables, identity, dtypes, call)
-        given = _Given(tracer, treedef, traced, leaves, zeros, call)
+        given = Given(tracer, treedef, traced, leaves, zeros, call)
         reduce = functools.partial(
-            _reduce, given, look=look, fold=constants == "fold", strict=strict
+            reduced, given, look=look, fold_constants=constants == "fold", strict=strict
         )
         if lowering == "measure":
             ways = [reduce(*way) for way in _ways(alignment, round_to)]
@@ -166,7 +173,7 @@ def compact(
     return of
 
 
-class _Given(NamedTuple):
+class Given(NamedTuple):
     """A call that is compacted, traced; `zeros` are slices of the `leaves`."""
 
     tracer: Tracer
@@ -182,20 +189,28 @@ class _Given(NamedTuple):
         return self.traced.program.inputs[: len(self.leaves)]
 
 
-def _reduce(
-    given: _Given,
+def reduced(
+    given: Given,
     alignment: Alignment,
-    widths: Widths | None,
+    keep: Keep | None,
     *,
     look: Look,
-    fold: bool,
+    fold_constants: bool,
     strict: bool,
+    follow: bool = False,
 ) -> Compact:
-    """The network on its alive slices; equations that cannot be reduced stay whole."""
+    """The network on its alive slices; equations that cannot be reduced stay whole.
+
+    `look`, `keep` and `follow` are those of the analysis.
+    """
     traced, leaves = given.traced, given.leaves
     while True:
-        live = Liveness(traced.program, fold=fold)
-        zeros = fixed_point(live, traced, leaves, given.zeros, alignment, look, widths)
+        live = Liveness(traced.program, fold_constants=fold_constants)
+        zeros = fixed_point(
+            *(live, traced, leaves, given.zeros, alignment, look),
+            keep=keep,
+            follow=follow,
+        )
         found = given._replace(zeros=zeros)
         small = _reduced(found, live, strict)
         error = fault(small.reduced, traced, small.variables, given.call)
@@ -223,7 +238,7 @@ def _zeroed(leaves: Mapping[str, Any], zeros: Mapping[str, Masks]) -> dict[str, 
 
 
 def _keep_whole(tracer: Tracer, traced: Traced, error: Fault) -> None:
-    """Take an equation that could not be reduced as it is; or all, if none is known.
+    """Keep an equation that could not be reduced as it is; or all, if none is known.
 
     Raises:
       RuntimeError: all are.
@@ -238,7 +253,7 @@ def _keep_whole(tracer: Tracer, traced: Traced, error: Fault) -> None:
     )
 
 
-def _reduced(given: _Given, live: Liveness, strict: bool) -> Compact:
+def _reduced(given: Given, live: Liveness, strict: bool) -> Compact:
     held = held_back(live, dict(zip(given.params, given.leaves, strict=True)))
     if strict and held:
         raise ValueError(
@@ -257,12 +272,12 @@ def _reduced(given: _Given, live: Liveness, strict: bool) -> Compact:
         held,
         _lined_up(given, live, given.zeros),
         given.call._replace(arrays=arrays),
-        live.fold,
-        reductions={} if reduced is None else {given.traced: reduced},
+        live.fold_constants,
+        _programs={} if reduced is None else {given.traced: reduced},
     )
 
 
-def _tightened(small: Compact, given: _Given, live: Liveness) -> Compact:
+def _tightened(small: Compact, given: Given, live: Liveness) -> Compact:
     """Without slices that line up with what is dead by the plan alone.
 
     To line up, the analysis keeps slices of parameters and of what is made of them; a
@@ -282,12 +297,12 @@ def _tightened(small: Compact, given: _Given, live: Liveness) -> Compact:
         folded=folded,
         variables=_shrunk(plan, given.treedef, given.leaves),
         kept_zeros=_lined_up(given, live, left),
-        reductions={},
+        _programs={},
     )
 
 
 def _lined_up(
-    given: _Given, live: Liveness, zeros: Mapping[str, Masks]
+    given: Given, live: Liveness, zeros: Mapping[str, Masks]
 ) -> tuple[KeptZeros, ...]:
     """Zero slices of the leaves that stay."""
     rows = zip(given.params, given.leaves, zeros.values(), strict=True)
@@ -308,21 +323,25 @@ def _own(small: Any, leaf: Any) -> Any:
 # Lowering.
 
 
-def _widths(round_to: int | None) -> Widths | None:
+def _widths(round_to: int | None) -> Keep | None:
     if round_to in (None, 1):
         return None
-    return lambda kept: -(-kept // round_to) * round_to
+    return _rounding(lambda kept: -(-kept // round_to) * round_to)
+
+
+def _rounding(widths: Widths) -> Keep:
+    return functools.partial(pad_widths, widths=widths)
 
 
 def _ways(
     alignment: Alignment, round_to: int | None
-) -> list[tuple[Alignment, Widths | None]]:
+) -> list[tuple[Alignment, Keep | None]]:
     """Alignments and widths that a measurement compares."""
-    widths = [None, _widths(8), lambda kept: sys.maxsize]
+    widths = [None, _widths(8), _rounding(lambda kept: sys.maxsize)]
     if round_to is not None:
         widths = [_widths(round_to)]
     others: tuple[Alignment, ...] = ("align", "scatter") if alignment == "auto" else ()
-    ways: list[tuple[Alignment, Widths | None]] = [(alignment, w) for w in widths]
+    ways: list[tuple[Alignment, Keep | None]] = [(alignment, w) for w in widths]
     for other in others:
         ways.append((other, widths[0]))
     return ways

@@ -11,13 +11,13 @@ from jaxtyping import PyTree
 
 from sslx._calls import Call, require_word, take_apart
 from sslx._compact import summary
-from sslx._compact.analysis.report import Held, KeptZeros
+from sslx._compact.analysis.report import HeldBack, KeptZeros
 from sslx._compact.jaxpr.tracing import Traced, Tracer
 from sslx._compact.plan import Plan, expand_plan
 from sslx._compact.rewrite.evaluation import (
-    Reduction,
+    ReducedProgram,
     checked,
-    reduction,
+    reduce_program,
 )
 from sslx._groups.groups import flatten
 from sslx.lowering import (
@@ -31,81 +31,80 @@ from sslx.lowering import (
 class Compact:
     """A function and its variables, reduced to what is alive.
 
-    Compared and hashed as an object; it is not pickled, as it holds a function:
-    `sslx.save` and `sslx.load` keep it.
+    Compared and hashed by identity. It is not pickled, since it holds a function; use
+    `sslx.save` and `sslx.load`.
 
     Attributes:
-      tracer: traces the original function.
-      variables: the reduced variables; same structure as the original ones.
+      variables: the reduced variables, in the structure of the original ones.
       plan: the kept indices of every leaf.
-      folded: how many entries of the variables, by path, are kept only because constant
-        channels are made of them.
-      held_back: what could not be analysed, and which parameters that keeps whole.
-      kept_zeros: zero slices that stay, so that operands line up.
-      example: the call the function was compacted with, as shapes; None if it was
-        loaded from a file that could not hold it.
-      fold: whether constant channels are computed apart from the data.
+      folded: path -> number of entries that stay only because constant channels are
+        made of them.
+      held_back: equations that could not be analysed, each with its source line and the
+        parameters that it keeps whole.
+      kept_zeros: zero slices that stay so that operands line up, each with its reason.
+      example: the example call as shapes; None if the network was loaded from a file
+        that could not hold it.
       tuned: how `apply` computes its convolutions; None leaves them to XLA.
-      reductions: what is alive in the program that was traced last.
     """
 
-    tracer: Tracer
+    _tracer: Tracer
     variables: PyTree
     plan: Plan
     folded: Mapping[str, int]
-    held_back: tuple[Held, ...]
+    held_back: tuple[HeldBack, ...]
     kept_zeros: tuple[KeptZeros, ...]
     example: Call | None
-    fold: bool
+    _fold_constants: bool
     tuned: Tuned | None = None
-    reductions: dict[Traced, Reduction] = dataclasses.field(default_factory=dict)
+    _programs: dict[Traced, ReducedProgram] = dataclasses.field(default_factory=dict)
 
     def apply(self, variables: PyTree, *args: Any, **kwargs: Any) -> PyTree:
         """What `fn(full variables, *args, **kwargs)` returns.
 
-        The function is traced for every new shape or setting, so wrap it in
-        `jax.jit`. An output leaf whose path ends with the path of a *state* variable
-        of the same shape is its new value, and comes back in the reduced shape; all
-        else comes back whole. State is what `compact` was told, and the collections
-        that the call names as Linen's `mutable`.
+        The function is traced for every new shape or setting, so wrap it in `jax.jit`.
+        An output leaf whose path ends with the path of a *state* variable of the same
+        shape is its new value, and comes back in the reduced shape; all other outputs
+        have the shapes that `fn` gives them. State is what `compact(state=...)` named,
+        and the collections that the call names as Linen's `mutable=`.
 
         Args:
-          variables: `self.variables`, or anything of the same shapes.
+          variables: `self.variables`, or others of the same structure and shapes.
           *args: as for `fn`; any batch size.
           **kwargs: as for `fn`.
 
         Raises:
           ValueError: if the variables do not fit the plan, or if this call needs slices
-            that the call given to `compact` did not.
+            that the example call did not.
         """
         if self.tuned is not None:
             return self.tuned.apply(variables, *args, **kwargs)
         leaves = checked(self.plan, variables)
         call = take_apart(args, kwargs)
         dtypes = [x.dtype for x in leaves.values()]
-        traced = self.tracer(variables, self.plan, dtypes, call)
+        traced = self._tracer(variables, self.plan, dtypes, call)
         return self.reduced(traced).run(list(leaves.values()), call)
 
-    def reduced(self, traced: Traced) -> Reduction:
-        """What is alive in a traced call; kept for the newest one."""
-        if traced not in self.reductions:
-            self.reductions.clear()
-            self.reductions[traced] = reduction(traced, self.plan, self.fold)
-        return self.reductions[traced]
+    def reduced(self, traced: Traced) -> ReducedProgram:
+        """A traced call and what is alive in it; kept for the newest one."""
+        if traced not in self._programs:
+            self._programs.clear()
+            program = reduce_program(traced, self.plan, self._fold_constants)
+            self._programs[traced] = program
+        return self._programs[traced]
 
     @property
     def fn(self) -> Callable[..., Any]:
         """The original function."""
-        return self.tracer.fn
+        return self._tracer.fn
 
     @property
     def state(self) -> tuple[str, ...]:
         """The regular expressions that name state variables."""
-        return self.tracer.state
+        return self._tracer.state
 
     @property
     def compiler_options(self) -> dict[str, str]:
-        """What belongs to the chosen lowering; for `jax.jit`."""
+        """Compiler options of the chosen lowering, for `jax.jit`."""
         return {} if self.tuned is None else self.tuned.compiler_options
 
     def lowered(
@@ -115,18 +114,18 @@ class Compact:
         cache: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> "Compact":
-        """The same network, its convolutions computed in other exact forms.
+        """The same network, with its convolutions computed in other exact forms.
 
         Columns of kernels that are zero in `self.variables` (`sslx.SHAPE` groups) are
-        not multiplied where a form gains by that, so they must stay zero: train on
-        with `sslx.keep_zeros`.
+        skipped where a form gains by that, so they must stay zero: train on with
+        `sslx.keep_zeros`.
 
         Args:
-          *args: an example call without the variables, such as a batch of the size
-            that matters; shapes are enough.
+          *args: an example call without the variables, at the batch size that matters;
+            shapes are enough.
           lowering: as for `sslx.tune`.
           cache: as for `sslx.tune`.
-          **kwargs: more of the call.
+          **kwargs: keyword arguments of the call.
         """
         require_word("lowering", lowering, get_args(Lowering))
         plain = dataclasses.replace(self, tuned=None)
@@ -142,29 +141,30 @@ class Compact:
         """The same network with other values, such as trained ones, to save or expand.
 
         Args:
-          variables: of the structure and shapes of `self.variables`.
+          variables: values in the structure and shapes of `self.variables`.
 
         Raises:
-          ValueError: they do not fit the plan.
+          ValueError: if they do not fit the plan.
         """
         checked(self.plan, variables)
         return dataclasses.replace(self, variables=variables)
 
     def expand(self, variables: PyTree | None = None) -> PyTree:
-        """Full-size variables with which `fn` gives the same output.
+        """Full-size variables with zeros where slices were removed, for `fn`.
 
-        Removed slices are zero.
+        Args:
+          variables: values in the shapes of `self.variables`, which None stands for.
         """
         variables = self.variables if variables is None else variables
         return expand_plan(self.plan, variables)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Per product: kernel shape, multiply-adds and bytes, before and after."""
+        """One dict per convolution or product: kernel, MACs, bytes, before, after."""
         return summary.rows(self)
 
     def summary(self) -> str:
         """The rows as text, with totals and what was held back."""
-        return summary.text(self)
+        return str(summary.table(self))
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -187,4 +187,4 @@ class Compact:
         return f"Compact({name}: {before:,} -> {after:,} entries, {len(leaves)} leaves)"
 
     def _repr_html_(self) -> str:
-        return summary.html(self)
+        return summary.table(self)._repr_html_()

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from sslx._calls import Call, take_apart
-from sslx._compact.analysis.report import Held, KeptZeros
+from sslx._compact.analysis.report import HeldBack, KeptZeros
 from sslx._compact.compacted import Compact
 from sslx._compact.folders import locatable, new_folder
 from sslx._compact.jaxpr.tracing import Tracer
@@ -34,12 +34,11 @@ _KINDS = {kind.__name__: kind for kind in (dict, OrderedDict, list, tuple)}
 def save(path: str | pathlib.Path, small: Compact) -> None:
     """Write a compact network to a new folder: `compact.json` and `arrays/`.
 
-    A `save` that was killed leaves a hidden folder beside `path`, which the next one
-    removes.
+    A killed `save` leaves a hidden folder beside `path`, which the next `save` removes.
 
     Args:
-      path: the folder to make; it appears only once it is complete.
-      small: what `compact` returned, its variables perhaps trained further.
+      path: the folder to create; it appears only when it is complete.
+      small: what `compact` returned; its variables may have been trained further.
 
     Raises:
       FileExistsError: if the path exists; nothing is overwritten.
@@ -49,9 +48,9 @@ def save(path: str | pathlib.Path, small: Compact) -> None:
     leaves, _ = flatten(small.variables)
     arrays = {f"variables:{p}": _stored(x) for p, x in leaves.items() if x.size}
     data = {
-        "fold": small.fold,
+        "fold": small._fold_constants,
         "state": small.state,
-        "opaque": [[*key, why] for key, why in small.tracer.opaque.items()],
+        "opaque": [[*key, why] for key, why in small._tracer.opaque.items()],
         "plan": small.plan.to_json(),
         "structure": _structure(small.variables, leaves),
         "dtypes": {p: _dtype_name(x) for p, x in leaves.items()},
@@ -85,14 +84,17 @@ def load(
     Args:
       path: the folder.
       fn: the function that was given to `compact`.
-      like: variables of the original network, arrays or shapes; needed only where they
-        are not made of dictionaries, lists and tuples, and compared with the plan
-        where given.
+      like: variables of the original network, arrays or shapes. Needed only where the
+        variables are not made of dictionaries, lists and tuples; compared with the plan
+        if given.
+
+    Returns:
+      The `Compact` that was saved.
 
     Raises:
-      FileNotFoundError: if there is no such network.
-      ValueError: if a file is damaged, or of another version of the format; if `like`
-        is missing, or not of the network it came from.
+      FileNotFoundError: if the folder holds no compact network.
+      ValueError: if a file is damaged or has another version of the format; if `like`
+        is needed but missing, or belongs to another network.
     """
     path = locatable(path)
     if not ((path / "compact.json").exists() or (path / "arrays").exists()):
@@ -116,7 +118,7 @@ def load(
 
 
 class _Mismatch(ValueError):
-    """The files are good, but do not go with what was given to `load`."""
+    """The files are good, but do not fit what was given to `load`."""
 
 
 def _rebuilt(
@@ -147,7 +149,7 @@ def _rebuilt(
             f"{path}: its variables are not made of dictionaries, lists and tuples; "
             "give the original network's variables, or their shapes, as like="
         )
-    held = tuple(Held(a, b, tuple(c), d) for a, b, c, d in data["held_back"])
+    held = tuple(HeldBack(a, b, tuple(c), d) for a, b, c, d in data["held_back"])
     opaque = {(name, source): why for name, source, why in data["opaque"]}
     example = _example_from_json(data["example"])
     kept = tuple(KeptZeros(*row) for row in data["kept_zeros"])
@@ -216,10 +218,10 @@ _KEY = "key:"
 
 
 def _stored(array: Any) -> Any:
-    """An array in a type that every reader knows.
+    """An array of a dtype that every reader knows.
 
-    Keys of random numbers are the integers they are made of, and types that NumPy does
-    not have (bfloat16, float8, int4) words of their size.
+    Keys of random numbers are stored as the integers they are made of, and dtypes that
+    NumPy lacks (bfloat16, float8, int4) as words of their size.
     """
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         return jax.random.key_data(array)
@@ -289,7 +291,7 @@ def _read_arrays(folder: pathlib.Path, facts: Mapping[str, Any]) -> dict[str, An
 
 
 def _structure(variables: PyTree, leaves: Mapping[str, Any]) -> Any:
-    """Nested lists with paths in the place of leaves; None if it is of other things."""
+    """Nested lists with paths in place of leaves; None for other containers."""
     paths: list[str] = []
 
     def walk(node: Any, *keys: str) -> Any:

@@ -1,4 +1,4 @@
-"""Folders that appear at once, complete, whenever their writer is killed."""
+"""Folders that appear complete or not at all, whenever their writer is killed."""
 
 import contextlib
 import os
@@ -32,7 +32,8 @@ def locatable(path: str | pathlib.Path) -> pathlib.Path:
 def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A folder to write in, which becomes `path` when the block ends without an error.
 
-    It is written in a hidden one beside `path`. What killed processes left there goes.
+    It is written as a hidden folder beside `path`; what killed processes left there is
+    removed.
 
     Raises:
       FileExistsError: if the path exists.
@@ -44,7 +45,7 @@ def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
         raise taken
     folder = path.with_name(f".{secrets.token_hex(4)}{_suffix()}")
     folder.mkdir()
-    with _held(folder):
+    with _locked(folder):
         try:
             yield folder
             for written in (*folder.rglob("*"), folder):
@@ -64,13 +65,13 @@ def _suffix() -> str:
 def _remove_abandoned(parent: pathlib.Path) -> None:
     for place in parent.iterdir():
         if place.name.startswith(".") and place.name.endswith(_suffix()):
-            with _held(place) as free:
+            with _locked(place) as free:
                 if free:
                     shutil.rmtree(place)
 
 
 @contextlib.contextmanager
-def _held(place: pathlib.Path) -> Iterator[bool]:
+def _locked(place: pathlib.Path) -> Iterator[bool]:
     """Whether no other process of this host holds a folder; if so, this one does."""
     if os.name == "nt":
         yield False

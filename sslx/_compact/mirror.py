@@ -1,4 +1,16 @@
-"""Which leaves of a tree belong to which parameters: copies of the parameter tree."""
+"""Which leaves of a tree belong to which parameters: copies of the parameter tree.
+
+Optimiser state, averages and masks hold trees of the structure of the parameters, at
+places and under names that only their authors know. `Mirror` finds them by structure:
+from the root down, the largest subtree whose leaves have the paths of the parameters
+below some point, and shapes that can be theirs (the same, with axes in front, with axes
+averaged away), is a copy of that part (`_copies`). Where the parameters' places hold
+trees of leaves, one per axis for instance, so do `_nests`.
+
+Several parts may fit. The one whose path has most in common with the subtree's is
+taken; if others have as much and the plan would shrink the leaf differently, that is an
+error, not a guess. What looks like parameters but is no copy is found by `unexplained`.
+"""
 
 import dataclasses
 import itertools
@@ -63,7 +75,7 @@ class Mirror:
         return found
 
     def in_one_vector(self, shape: Shape) -> tuple[str, ...]:
-        """The parameters below one point that have so many entries together."""
+        """The parameters below one point that together fill a vector of this shape."""
         totals: dict[tuple[str, ...], tuple[str, ...]] = {}
         for origin in self._below:
             names = [
@@ -117,7 +129,7 @@ class Mirror:
     def _nests(
         self, root: Parts, rows: Sequence[tuple[Parts, str]], leaves: Mapping[str, Any]
     ) -> list[tuple[Parts, bool, dict[str, list[Match]]]]:
-        """The same where every parameter has a tree of leaves in its place."""
+        """The same for subtrees with a tree of leaves in place of each parameter."""
         rests = [(parts[len(root) :], path) for parts, path in rows]
         first = rests[0][0]
         origins = {
@@ -177,7 +189,7 @@ class Mirror:
     def _decide(
         self, root: Parts, choices: list[tuple[Parts, bool, dict[str, list[Match]]]]
     ) -> dict[str, Match]:
-        """The likeliest origin; an error where several would give different results."""
+        """The most likely origin; an error where others would give other results."""
         rank = lambda choice: (_common_tail(root, choice[0]), choice[1])
         best = max(map(rank, choices))
         ways: dict[str, list[Match]] = {}
@@ -199,7 +211,7 @@ class Mirror:
         return tuple(None if axis is None else kept[axis] for axis in match.axes)
 
     def _check_factors(self, path: str, root: Parts, match: Match) -> None:
-        """Adafactor decides by sizes which axes it averages over."""
+        """Adafactor chooses by size the axes that it averages over."""
         here, there = self.sizes[match.name]
         factored = root and root[-1] in _FACTORED and None not in match.axes
         if not factored or len(match.axes) != len(here) - 1 or here == there:
@@ -217,19 +229,18 @@ class Mirror:
 
 
 def parts_of(path: str) -> Parts:
-    """A path taken apart; a last `value` (of nnx variables) does not count."""
-    parts = tuple(path.split("/")) if path else ()
-    return parts[:-1] if len(parts) > 1 and parts[-1] == "value" else parts
+    """A path taken apart."""
+    return tuple(path.split("/")) if path else ()
 
 
 def unexplained(
     leaves: Mapping[str, Any], found: Mapping[str, Match], sizes: Mapping[str, Sizes]
 ) -> list[str]:
-    """Paths of leaves that are no copy of a parameter but look like some.
+    """Paths of leaves that are no copy of a parameter but look like one.
 
-    Those of the full shape of a parameter that changes, perhaps with more axes in
-    front, and vectors that hold several parameters one after the other, where nothing
-    beside them is a copy.
+    They have the full shape of a parameter that changes, perhaps with more axes in
+    front; or they are vectors as long as several parameters together, where no sibling
+    is a copy.
     """
     changing = [s for s in sizes.values() if s.here != s.there]
     beside = {parts_of(p)[:-1] for p in found if not _passes(leaves[p])}
@@ -237,7 +248,7 @@ def unexplained(
     sums = _sums(sizes.values())
     strange = []
     for path, leaf in leaves.items():
-        if path in found or _passes(leaf) or _is_a_number_of_bits(leaf):
+        if path in found or _passes(leaf) or _is_random_key(leaf):
             continue
         shape = _shape(leaf)
         copied = any(
@@ -263,7 +274,7 @@ def _sums(sizes: Iterable[Sizes]) -> int:
 
 
 def _passes(leaf: Any) -> bool:
-    """Whether a leaf is a number, empty or masked, so that no plan changes it."""
+    """Whether a leaf is a single number, empty or masked: no plan changes it."""
     return _is_masked(leaf) or math.prod(_shape(leaf)) <= 1
 
 
@@ -271,8 +282,8 @@ def _is_masked(leaf: Any) -> bool:
     return isinstance(leaf, optax.MaskedNode)
 
 
-def _is_a_number_of_bits(leaf: Any) -> bool:
-    """Keys of random numbers."""
+def _is_random_key(leaf: Any) -> bool:
+    """Whether a leaf holds keys of random numbers, typed or raw."""
     dtype = getattr(leaf, "dtype", None)
     return dtype is not None and (
         jnp.issubdtype(dtype, jnp.unsignedinteger) or not isinstance(dtype, np.dtype)

@@ -16,19 +16,20 @@ from sslx._calls import on_host
 from sslx._compact.mirror import Mirror, Sizes, unexplained
 from sslx._groups.groups import flatten, unflatten
 from sslx._jax_compat import whole_along
+from sslx._table import Table, Tabular, shape_text
 
 Axes = tuple[tuple[int, ...] | None, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class LeafPlan:
-    """The part of one array that stays.
+    """The part of one array that is kept.
 
     Attributes:
       shape: its full shape.
       kept: per axis, the kept indices in ascending order; None means all.
-      zero: per axis, which of the removed indices hold nothing but zeros, as far as
-        the kept slices of the other axes go; None means none.
+      zero: per axis, the removed indices whose entries in the kept slices of the other
+        axes are all zero; None means none.
     """
 
     shape: tuple[int, ...]
@@ -72,7 +73,7 @@ class LeafPlan:
         return array
 
     def expand(self, array: Any) -> Any:
-        """An array of the full shape: the given part, and zeros elsewhere."""
+        """An array of the full shape, with zeros where indices were removed."""
         if all(k is None for k in self.kept):
             return array
         places = np.ix_(*(self.indices(a) for a in range(len(self.shape))))
@@ -83,7 +84,7 @@ class LeafPlan:
         return jnp.zeros(self.shape, array.dtype).at[places].set(array)
 
     def then(self, later: "LeafPlan") -> "LeafPlan":
-        """This part, and of that part another."""
+        """The part of this part that a later plan keeps."""
         kept, zero = [], []
         for axis in range(len(self.shape)):
             mine, more = self.indices(axis), later.kept[axis]
@@ -96,19 +97,23 @@ class LeafPlan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """Kept indices of every leaf, by path; comparable, and JSON both ways."""
+class Plan(Tabular):
+    """Kept indices of every leaf, as plain data that compares and goes through JSON.
+
+    Attributes:
+      leaves: path -> the part of the leaf that is kept.
+    """
 
     leaves: Mapping[str, LeafPlan]
 
     def then(self, later: "Plan") -> "Plan":
-        """The plan of two compactions, the later one of what the first has left.
+        """The plan of two compactions in a row, the later one of the smaller network.
 
         `apply_plan(p.then(q), tree) == apply_plan(q, apply_plan(p, tree))`
 
         Raises:
-          ValueError: the later plan is of other leaves, or of leaves of another shape
-            than this one leaves.
+          ValueError: if the later plan has other leaves, or leaves of other shapes than
+            this plan leaves.
         """
         errors = [
             f"  {path}: {leaf.small_shape} here, "
@@ -128,6 +133,19 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Plain lists, numbers and strings."""
         return {path: dataclasses.asdict(leaf) for path, leaf in self.leaves.items()}
+
+    def _table(self) -> Table:
+        shrunk = {p: x for p, x in self.leaves.items() if x.shape != x.small_shape}
+        rows = [
+            [path, shape_text(leaf.shape), shape_text(leaf.small_shape)]
+            for path, leaf in shrunk.items()
+        ]
+        before = sum(math.prod(leaf.shape) for leaf in self.leaves.values())
+        after = sum(math.prod(leaf.small_shape) for leaf in self.leaves.values())
+        total = ["all entries", f"{before:,}", f"{after:,}"]
+        whole = len(self.leaves) - len(shrunk)
+        notes = [f"{whole} more leaves stay whole"] if whole else []
+        return Table(["leaf", "shape", "kept"], [*rows, total], notes)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Plan":
@@ -156,31 +174,30 @@ def _leaf_from_json(path: str, data: Mapping[str, Any]) -> LeafPlan:
 
 
 def apply_plan(plan: Plan, tree: PyTree, *, like: PyTree | None = None) -> PyTree:
-    """Shrink whatever in a tree is shaped like the parameters.
+    """Shrink everything in a tree that is shaped like the parameters.
 
-    Copies of the variables, of one collection of them or of a part, are found by their
-    structure, wherever they lie in the tree: from its root down, the largest subtrees
-    whose leaves all have, below one point, the paths and shapes of parameters
-    (`optax.MaskedNode` counts as a leaf of any shape). So gradients, moving averages,
-    training states and the states of optax's transformations shrink with the
-    parameters, made from `variables` or from `variables["params"]`. In such a copy a
-    leaf may also have
+    Copies of the variables, of one collection or of a part of them, are found by their
+    structure, wherever they lie: from the root down, the largest subtrees whose leaves
+    all have paths and shapes of parameters (`optax.MaskedNode` counts as a leaf of any
+    shape). Gradients, moving averages, training states and the states of optax's
+    transformations shrink with the parameters, whether they were made from `variables`
+    or from `variables["params"]`. In such a copy a leaf may also have
 
     - more axes in front (the memory of L-BFGS);
     - fewer axes, or axes of size 1 (Adafactor's `v_row` and `v_col`);
-    - in its place, one vector per axis (SM3), or several arrays of its shape;
-    - a single number or nothing, which stays.
+    - one vector per axis (SM3) or several arrays of its shape in its place;
+    - a single number or nothing in its place, which stays.
 
-    A vector as long as all parameters, or all of one collection or part, together
+    A vector with as many entries as all parameters, or all of one collection or part,
     holds them one after the other (`optax.flatten`).
 
-    Keys of random numbers, counters and what looks like no parameter stay as they are.
+    Random keys, counters and leaves that resemble no parameter stay as they are.
 
     Args:
       plan: `Compact.plan`.
-      tree: any tree of arrays.
-      like: what the result must look like in structure, shapes and types, such as
-        `tx.init(small.variables)`, arrays or shapes; compared if given.
+      tree: any pytree of arrays.
+      like: a pytree of arrays or shapes with the structure, shapes and dtypes that the
+        result must have, such as `tx.init(small.variables)`; compared if given.
 
     Returns:
       A tree of the same structure.
@@ -188,9 +205,9 @@ def apply_plan(plan: Plan, tree: PyTree, *, like: PyTree | None = None) -> PyTre
     Raises:
       ValueError: if a leaf has the path of a parameter but not its shape, or its shape
         but not its path; if a vector is as long as some parameters together, but not
-        as all of a part; if it could be several parameters', and they are kept
-        differently; if averages of rows and columns would be other ones for the small
-        shape; if the result is not like `like`. Names every such leaf.
+        as all of a part; if a leaf may belong to several parameters that are kept
+        differently; if averages over rows and columns would differ for the small
+        shape; if the result does not match `like`. The text names every such leaf.
 
     Example:
       >>> state = sslx.apply_plan(small.plan, state, like=tx.init(small.variables))
@@ -247,7 +264,7 @@ def _each(plan: Plan, tree: PyTree, small: bool, look: bool) -> PyTree:
 def _each_in_one_vector(
     plan: Plan, names: tuple[str, ...], vector: Any, small: bool
 ) -> Any:
-    """Several parameters one after the other, each shrunk or expanded."""
+    """A vector of several parameters in sequence, each shrunk or expanded."""
     parts, start = [], 0
     for name in names:
         entry = plan.leaves[name]
@@ -286,7 +303,7 @@ def _strange(plan: Plan, path: str, leaf: Any) -> str:
 
 
 def _without_collection(plan: Plan, parts: list[str]) -> str | None:
-    """The parameter that is the path's tail, but for its own leading collection."""
+    """The parameter whose path, without its collection, the path ends with."""
     found = {
         name
         for name in plan.leaves

@@ -7,6 +7,7 @@ import numpy as np
 
 from sslx import measure
 from sslx._groups.groups import flatten
+from sslx._table import Table, shape_text
 
 
 def rows(small: Any) -> list[dict[str, Any]]:
@@ -62,46 +63,30 @@ def costs(small: Any) -> tuple[measure.Cost, measure.Cost]:
     return before, measure.cost(small.apply, narrow, *args, **kwargs)
 
 
-def text(small: Any) -> str:
-    """A table, totals, and what was held back."""
-    table = [("layer", "kernel", "", "MACs", "", "bytes", "")]
+def table(small: Any) -> Table:
+    """Layers and totals, and what was held back."""
     before, after = costs(small)
-    table += [_cells(row) for row in _compared(before, after)]
-    table.append(_total(before, after))
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i < 1 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
-    ]
-    return "\n".join([*lines, *_remarks(small)])
-
-
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    before, after = row["kernel_before"], row["kernel_after"]
-    return (
-        row["layer"],
-        "none" if before is None else "x".join(map(str, before)),
-        "-> " + ("gone" if after is None else "x".join(map(str, after))),
-        f"{row['macs_before']:,}",
-        f"-> {row['macs_after']:,}",
-        f"{row['bytes_before']:,}",
-        f"-> {row['bytes_after']:,}",
-    )
-
-
-def _total(before: measure.Cost, after: measure.Cost) -> tuple[str, ...]:
-    return (
+    total = [
         "all parameters",
-        f"{before.parameters:,}",
-        f"-> {after.parameters:,}",
-        f"{before.macs:,}",
-        f"-> {after.macs:,}",
-        f"{before.parameter_bytes:,}",
-        f"-> {after.parameter_bytes:,}",
-    )
+        f"{before.parameters:,} -> {after.parameters:,}",
+        f"{before.macs:,} -> {after.macs:,}",
+        f"{before.parameter_bytes:,} -> {after.parameter_bytes:,}",
+    ]
+    lines = [*map(_cells, _compared(before, after)), total]
+    return Table(["layer", "kernel", "MACs", "bytes"], lines, _remarks(small))
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [
+        row["layer"],
+        f"{_shape(row['kernel_before'], 'none')} -> {_shape(row['kernel_after'])}",
+        f"{row['macs_before']:,} -> {row['macs_after']:,}",
+        f"{row['bytes_before']:,} -> {row['bytes_after']:,}",
+    ]
+
+
+def _shape(shape: tuple[int, ...] | None, missing: str = "gone") -> str:
+    return missing if shape is None else shape_text(shape)
 
 
 def _remarks(small: Any) -> list[str]:
@@ -113,15 +98,3 @@ def _remarks(small: Any) -> list[str]:
             f"constant channels are made of them ({', '.join(sorted(small.folded))})"
         )
     return lines
-
-
-def html(small: Any) -> str:
-    """The table as HTML, for notebooks."""
-    head = "".join(f"<th>{h}</th>" for h in ("layer", "kernel", "MACs", "bytes"))
-    body = ""
-    before, after = costs(small)
-    for row in [*map(_cells, _compared(before, after)), _total(before, after)]:
-        cells = [row[0], *(f"{row[i]} {row[i + 1]}" for i in (1, 3, 5))]
-        body += "<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
-    notes = "".join(f"<p>{line}</p>" for line in _remarks(small))
-    return f"<table><tr>{head}</tr>{body}</table>{notes}"

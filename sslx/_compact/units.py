@@ -1,4 +1,9 @@
-"""`units`: what has to be removed together, found by the rules that compaction uses."""
+"""`units`: what has to be removed together, by the rules that compaction uses.
+
+Families of slices that go together are found in the axis graph (`analysis.families`).
+That a unit can be removed is then tried: with half of the units zero at a time, the
+analysis of `compact` has to find all their slices dead, or the unit is left out.
+"""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -8,10 +13,12 @@ import numpy as np
 from jaxtyping import PyTree
 
 from sslx._calls import require_function, take_apart
+from sslx._compact.analysis.axis_graph import Node
+from sslx._compact.analysis.facts import full
 from sslx._compact.analysis.families import Family, families
 from sslx._compact.analysis.fixed_point import fixed_point
 from sslx._compact.analysis.kinds import is_stream, kind_of
-from sslx._compact.analysis.liveness import Liveness, full
+from sslx._compact.analysis.liveness import Liveness
 from sslx._compact.jaxpr.arguments import read_variables
 from sslx._compact.jaxpr.masks import is_region
 from sslx._compact.jaxpr.program import Equation, Value
@@ -20,8 +27,6 @@ from sslx._compact.jaxpr.tracing import Traced, Tracer, whole_leaf
 from sslx._compact.plan import Plan
 from sslx._groups.classes import GroupClass, Groups, Member
 
-Node = tuple[Value, int]
-
 
 def units(
     fn: Callable[..., Any],
@@ -29,34 +34,34 @@ def units(
     pin: str | Sequence[str] = (),
     state: str | Sequence[str] = (),
 ) -> Callable[..., Groups]:
-    """The sets of slices of the variables that have to be removed together.
+    """Find the slices of the variables that can only be removed together.
 
-    A unit is a channel with all it is made of: the filters that produce it, the scales
-    and biases of its norms, the input channels of all that read it, through residual
-    adds, concatenations, attention heads and shared weights. If all entries of any
-    units are zero, `compact` removes just these slices; with a part of a unit there
-    would be no consistent program.
+    A unit is a channel with everything it consists of: the filters that produce it, the
+    scales and biases of its norms, and the input channels of every layer that reads it,
+    through residual additions, concatenations, attention heads and shared weights.
+    Where all entries of a unit are zero, `compact` removes exactly its slices; no
+    consistent program has only a part of them.
 
     Where an axis is a product (heads times their width, channels times positions of a
-    flattened image), there are units for every factor whose slices can go.
+    flattened image), there are units for every factor whose slices can be removed.
 
     Args:
       fn: any JAX function of `(variables, *args, **kwargs)`.
-      pin: regular expressions; leaves whose path one of them is found in stay whole.
-      state: as for `sslx.compact`: what the call returns as the new value of these
-        variables does not keep them whole.
+      pin: regular expressions; leaves whose path matches one of them stay whole.
+      state: as for `sslx.compact`: returning the new value of such a variable does not
+        keep it whole.
 
     Returns:
       A function of an example call, `(variables, *args, **kwargs)` as for
-      `sslx.compact`, all of which may be shapes. It gives groups with one class per
-      kind of channel, named after the leaf and axis that come first in the program,
-      such as `"params/conv1/kernel[3]"`; `describe()` prints them and what keeps the
-      other axes whole. Slices that reach the inputs or outputs of `fn` are in no unit.
-      An entry that lies in two slices of one unit (the diagonal of a recurrent kernel)
-      counts twice in `norms`.
+      `sslx.compact`, all of which may be shapes. It returns groups with one class per
+      channel axis of the network, named after the leaf and axis that come first in the
+      program, such as `"params/conv1/kernel[3]"`; `describe()` prints them, and what
+      keeps other axes whole. Slices that reach the inputs or outputs of `fn` are in no
+      unit. An entry that lies in two slices of one unit (the diagonal of a recurrent
+      kernel) counts twice in `norms`.
 
     Raises:
-      ValueError: an expression of `pin` or `state` is found in no path.
+      ValueError: an expression of `pin` or `state` matches no path.
 
     Example:
       >>> units = sslx.units(model.apply, pin=["stem"])(variables, x)
@@ -79,7 +84,7 @@ def units(
 
 def _units(traced: Traced, leaves: Mapping[str, Any], pin: Sequence[str]) -> Groups:
     paths = dict(zip(traced.program.inputs, leaves, strict=False))
-    live = Liveness(traced.program, fold=False)
+    live = Liveness(traced.program, fold_constants=False)
     none = {p: [np.zeros(n, bool) for n in x.shape or (1,)] for p, x in leaves.items()}
     fixed_point(live, traced, leaves, none, alignment="align", look=None)
     found, reasons = families(live, list(paths), _frozen(traced, paths, pin))
@@ -112,7 +117,7 @@ class _Trial:
         return [f for f in left if f is not None]
 
     def staying(self, found: Sequence[Family]) -> list[set[int]]:
-        """Per family, the units of which something is kept; half are zero at a time."""
+        """Per family, the units of which something stays when half of all are zero."""
         stay: list[set[int]] = [set() for _ in found]
         for parity in (0, 1):
             dead = [
@@ -137,13 +142,13 @@ class _Trial:
             for (value, axis), mask in nodes.items():
                 masks = zeros[self.params[value]]
                 masks[axis] = masks[axis] | mask
-        live = Liveness(self.traced.program, fold=True)
+        live = Liveness(self.traced.program, fold_constants=True)
         fixed_point(live, self.traced, self.leaves, zeros, "align", look=None)
         return live
 
 
 def _apart(found: Sequence[Family]) -> list[list[int]]:
-    """The families in parts, of which none has two on one axis."""
+    """The families, in parts within which no two share an axis."""
     parts: list[tuple[list[int], set[Node]]] = []
     for k, family in enumerate(found):
         nodes = set(family.labels)
@@ -200,9 +205,7 @@ def _classes(
     return tuple(classes.values())
 
 
-def _notes(
-    reasons: Mapping[tuple[Value, int], str], paths: Mapping[Value, str]
-) -> tuple[str, ...]:
+def _notes(reasons: Mapping[Node, str], paths: Mapping[Value, str]) -> tuple[str, ...]:
     """One line per reason, with all the axes it keeps whole."""
     axes: dict[str, list[str]] = {}
     for (value, axis), reason in reasons.items():

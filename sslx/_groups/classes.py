@@ -11,6 +11,7 @@ import numpy as np
 
 from sslx._arguments import expect_number, expect_pattern
 from sslx._jax_compat import is_traced
+from sslx._table import Table, Tabular
 
 __all__ = ["GroupClass", "Groups", "Member", "first_matches"]
 
@@ -61,9 +62,9 @@ class GroupClass:
         shape: Shape of every array with one entry per group.
         members: The leaves the groups have slices in.
         weight: Multiplier of the class in every penalty.
-        kind: What its groups are, where they were found in a program (`sslx.units`):
-            filter, unit, FFN unit, head, KV group, head width, expert, residual stream,
-            recurrent unit or channel; else empty.
+        kind: For groups that `sslx.units` found, what they are: filter, unit, FFN unit,
+            head, KV group, head width, expert, residual stream, recurrent unit or
+            channel; else empty.
     """
 
     name: str
@@ -90,9 +91,10 @@ class GroupClass:
 
     @property
     def chain(self) -> str:
-        """The layers it has leaves in, in order: `conv1 out -> bn1 -> conv2 in`.
+        """The layers of its leaves, in order: `conv1 out -> bn1 -> conv2 in`.
 
-        A layer is named by the path of its leaves without collection and last part.
+        A layer is named by the path of its leaves, without the collection (first part)
+        and the leaf (last part).
         """
         steps: list[list[str]] = []
         for member in self.members:
@@ -125,14 +127,14 @@ class GroupClass:
 
 
 @dataclasses.dataclass(frozen=True)
-class Groups:
+class Groups(Tabular):
     """All groups of a parameter pytree, as plain hashable data.
 
     A function may close over it or take it as a static argument of `jax.jit`.
 
     Attributes:
         classes: The classes of groups, in the order of the rules that made them.
-        notes: What there is to know about leaves in no group; printed by `describe`.
+        notes: Remarks on leaves that are in no group; printed by `describe`.
     """
 
     classes: tuple[GroupClass, ...]
@@ -171,11 +173,11 @@ class Groups:
         return sum(c.count for c in self.classes)
 
     def weighted(self, multipliers: Mapping[str, float | int]) -> "Groups":
-        """The same groups with weights multiplied, as in the layer-wise strengths.
+        """The same groups with class weights multiplied: a penalty strength per layer.
 
         Args:
-            multipliers: Regular expression -> factor. Searched in class names; the
-                first that matches counts, classes that none matches stay as they are.
+            multipliers: Regular expression, searched in class names -> factor. The
+                first match counts; classes without a match keep their weight.
 
         Returns:
             New groups; `self` is unchanged.
@@ -209,8 +211,8 @@ class Groups:
             prefix: Path of the part, such as `"params"`.
 
         Returns:
-            The classes with the leaves below `prefix`, whose paths start there; leaves
-            elsewhere (running statistics) are left out, names of classes stay.
+            The classes with their leaves below `prefix` and paths relative to it.
+            Leaves elsewhere (running statistics) are left out; class names stay.
 
         Raises:
             ValueError: No leaf lies there.
@@ -234,7 +236,7 @@ class Groups:
         """The classes of some kinds, such as `units.of_kind("head", "FFN unit")`.
 
         Raises:
-            ValueError: There is no class of one of them.
+            ValueError: One of them has no class.
         """
         known = sorted({c.kind for c in self.classes if c.kind})
         lacking = [kind for kind in kinds if kind not in known]
@@ -244,10 +246,10 @@ class Groups:
         return Groups(classes, self.notes)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dict per class: name, kind, groups, entries of a group, weight, members.
+        """One dict per class: class, kind, groups, entries, weight, members.
 
-        `entries` is the smallest and the largest number; `members` is a chain of
-        layers, `conv1 out -> bn1 -> conv2 in`.
+        `entries` is the smallest and the largest number of entries of a group;
+        `members` is a chain of layers, `conv1 out -> bn1 -> conv2 in`.
         """
         return [
             {
@@ -264,7 +266,7 @@ class Groups:
         ]
 
     def describe(self) -> str:
-        """The rows as text of at most 80 columns, and the notes; long lists are cut."""
+        """The rows and notes as text of at most 80 columns; long lists are cut."""
         lines = []
         for row in self.rows():
             low, high = row["entries"]
@@ -277,6 +279,19 @@ class Groups:
             if "->" in row["members"] or not row["class"].startswith(row["members"]):
                 lines.append("    " + _short(row["members"], 76, " -> "))
         return "\n".join([*lines, *(_short(note, 80, ", ") for note in self.notes)])
+
+    def __str__(self) -> str:
+        return self.describe()
+
+    def _table(self) -> Table:
+        lines = []
+        for row in self.rows():
+            low, high = row["entries"]
+            entries = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+            counts = f"{row['groups']:,}", entries, f"{row['weight']:g}"
+            lines.append([row["class"], row["kind"], *counts, row["members"]])
+        head = ["class", "kind", "groups", "entries", "weight", "members"]
+        return Table(head, lines, self.notes)
 
 
 def _layer(path: str) -> str:

@@ -33,6 +33,7 @@ from sslx._groups.structure import WEIGHT as WEIGHT
 from sslx._groups.structure import Layout, view
 from sslx._groups.structure import Structure as Structure
 from sslx._groups.structure import Structures as Structures
+from sslx._paths import leaves_by_path
 
 __all__ = [
     "BLOCK",
@@ -65,16 +66,16 @@ def groups(
     *,
     layout: Layout = "...IO",
 ) -> Groups:
-    r"""The groups that a set of rules makes of a parameter pytree.
+    r"""Divide the leaves of a parameter pytree into groups, by rules.
 
-    Each leaf is divided by the first rule whose expression is found in its path
-    (`"block1/conv2/kernel"`), into one class of groups per structure of that rule.
-    Leaves that no rule names are in no group.
+    The first rule whose expression matches within a leaf's path
+    (`"block1/conv2/kernel"`) divides that leaf, into one class of groups per structure.
+    Leaves that no rule matches are in no group.
 
     Args:
-        tree: Arrays or `jax.ShapeDtypeStruct`s, as any pytree.
-        rules: Regular expression -> structure, several joined with `|`, or None for
-            leaves to leave out.
+        tree: Pytree of arrays or of `jax.ShapeDtypeStruct`.
+        rules: Regular expression -> structure, several joined with `|`, or None to
+            leave those leaves out.
         layout: Order of a kernel's axes: `"...IO"`, spatial axes, input, output
             (Flax, Haiku, Keras), or `"OI..."` (Equinox).
 
@@ -82,7 +83,8 @@ def groups(
         Groups with one class per leaf and structure, named `"path:STRUCTURE"`.
 
     Raises:
-        ValueError: A rule decides about no leaf, or a structure does not fit a leaf.
+        ValueError: A rule applies to no leaf (nothing matches, or earlier rules take
+            every match), or a structure does not fit a leaf.
 
     Example:
         >>> groups(params, {r"conv\d+/kernel": FILTER | CHANNEL, r"dense/": SHAPE})
@@ -116,14 +118,13 @@ def coupled(
 ) -> Groups:
     """One class of groups whose slices lie in several leaves.
 
-    Group `k` is the union over the leaves of the leaf's slice number `k`: a hidden
-    channel is a filter of one kernel, an entry of a bias and an input channel of the
-    next kernel.
+    Group `k` is the union of slice `k` of every leaf: a hidden channel is a filter of
+    one kernel, an entry of a bias and an input channel of the next kernel.
 
     Args:
-        tree: Arrays or `jax.ShapeDtypeStruct`s, as any pytree.
+        tree: Pytree of arrays or of `jax.ShapeDtypeStruct`.
         members: Path (exact) -> structure that indexes the leaf's slices.
-        name: Name of the class; the members joined with `+` if None.
+        name: Name of the class; None joins the members' names with `+`.
         layout: As in `groups`.
 
     Returns:
@@ -178,7 +179,7 @@ def norms(groups: Groups, tree: PyTree) -> dict[str, Array]:
 
 
 def scale(groups: Groups, tree: PyTree, factors: Mapping[str, ArrayLike]) -> PyTree:
-    """Every entry times the factors of all groups it is in.
+    """Multiply every entry by the factors of all groups that contain it.
 
     `w_i <- w_i * prod_{g containing i} factor_g`
 
@@ -309,7 +310,7 @@ def present(groups: Groups, leaves: Mapping) -> list[GroupClass]:
 
 
 def expect_groups(groups: Any) -> None:
-    """Raise for what are no groups, such as parameters in their place."""
+    """Raise unless a value is `Groups`, such as parameters in the wrong place."""
     fix = (
         "make them with sslx.groups or sslx.units, and give them before the parameters"
     )
@@ -322,10 +323,9 @@ def flatten(tree: PyTree) -> tuple[dict, TreeDef]:
     Raises:
         ValueError: Two leaves have the same path.
     """
-    pairs, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_masked)
+    pairs, treedef = leaves_by_path(tree, _is_masked)
     leaves = {}
-    for keys, leaf in pairs:
-        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+    for path, leaf in pairs:
         if path in leaves:
             raise ValueError(f"two leaves have the same path {path!r}")
         leaves[path] = leaf

@@ -34,10 +34,13 @@ Scalar: TypeAlias = Array | float | int
 class Penalty(abc.ABC):
     """A function of group norms and its proximal operator.
 
+    `P(w) = sum_g weight_g * value(norm_g)`;
+    `prox(w)_g = factor(norm_g, step * weight_g) * w_g`.
+
     Attributes:
-        strength: lambda, the scale of the penalty, per unit of its formula.
-        scale_by_size: Whether `weight_g` includes `sqrt(size_g)`, which makes groups
-            of different sizes equally likely to survive on pure noise.
+        strength: lambda in the penalty's formula; for `GroupLasso`, loss per unit norm.
+        scale_by_size: Whether `weight_g` includes `sqrt(size_g)`, so that groups of
+            different sizes are equally likely to survive on pure noise.
     """
 
     strength: Scalar
@@ -57,7 +60,7 @@ class Penalty(abc.ABC):
 
     @abc.abstractmethod
     def factor(self, norm: Norms, step: Scalar) -> Norms:
-        """What the proximal operator multiplies a group with the given norm by.
+        """The factor by which the proximal operator scales a group of this norm.
 
         `factor(n, t) * n = argmin_{z >= 0} (z - n)^2 / 2 + t * value(z)`
 
@@ -81,7 +84,7 @@ class GroupLasso(Penalty):
 
     `factor(n, t) = max(0, 1 - t * strength / n)`
 
-    Source: Yuan and Lin 2006; on network structures Wen et al. 2016, section 3.1.
+    Source: Yuan and Lin 2006; on the structures of networks, Wen et al. 2016.
     """
 
     nests = True
@@ -100,9 +103,9 @@ class SparseGroupLasso(Penalty):
     """Group lasso plus l1 on the entries of the groups.
 
     `P(w) = strength * ((1 - ratio) * sum_g weight_g * norm_g + ratio * sum_i |w_i|)`,
-    the second sum over entries in at least one group, each once and with weight 1.
-    The proximal operator is the entries' (soft thresholding), then the groups'; the
-    composition is exact.
+    where the second sum runs over entries in at least one group, each once and with
+    weight 1. The proximal operator is that of the entries (soft thresholding), then
+    that of the groups; the composition is exact.
 
     Attributes:
         ratio: Share of the l1 term, from 0 (group lasso) to 1 (l1).
@@ -140,7 +143,7 @@ class GroupElastic(Penalty):
     Attributes:
         ratio: Share of the lasso term, from 0 (ridge) to 1 (group lasso).
 
-    Source: Zou and Hastie 2005, with the group norm in the place of the entry.
+    Source: Zou and Hastie 2005, with the group norm in place of the entry.
     """
 
     ratio: Scalar = 0.5

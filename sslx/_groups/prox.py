@@ -34,8 +34,8 @@ def penalty_value(penalty: Penalty, groups: Groups, params: PyTree) -> Float[Arr
     """The penalty of the parameters.
 
     `P(w) = sum_g weight_g * value(norm_g)`, plus the l1 term of `SparseGroupLasso`.
-    Groups that overlap simply add up. Differentiable; its gradient is a subgradient,
-    0 on groups that are zero.
+    Overlapping groups add up. Differentiable; the gradient is a subgradient, 0 on
+    groups that are zero.
 
     Args:
         penalty: The penalty; `weight_g` is the weight of the group's class, times
@@ -67,24 +67,25 @@ def prox(
 
     `prox(w) = argmin_z |z - w|^2 / 2 + step * P(z)`
 
-    Groups that do not overlap have it in closed form. Nested groups (each inside or
-    apart from each other, such as layer over filter over weight) have it too for
-    `GroupLasso` and `SparseGroupLasso`: the inner groups' operator first. For groups
-    that cross, such as filters and channels of one kernel:
+    Disjoint groups have it in closed form. So do nested groups (any two disjoint, or
+    one inside the other, such as layer over filter over weight) for `GroupLasso` and
+    `SparseGroupLasso`: the inner groups' operator first. For groups that overlap
+    without nesting, such as filters and channels of one kernel:
 
-    - `"sequential"`: one class after the other, in the order of the rules (inner ones
-      first). Cheap, exact zeros, shrinks a little more or less than the true operator.
+    - `"sequential"`: one class after the other, in the order of the rules, inner
+      classes first. Cheap, with exact zeros, but not the exact operator: it shrinks
+      slightly more or less.
     - `"dykstra"`: the exact operator by Dykstra's alternating algorithm, for convex
-      penalties: sweeps over the classes until one changes nothing but rounding, at most
-      1,000. The short steps of training take two to five sweeps, steps as long as the
-      norms hundreds. Groups that the solution removes are exactly zero.
+      penalties: passes over the classes until nothing changes but rounding, at most
+      1,000. The short steps of training take two to five passes, steps as long as the
+      norms take hundreds. Groups that the solution removes are exactly zero.
 
     Args:
         penalty: The penalty.
         groups: The groups.
         params: The parameters.
         step: Step >= 0, in the unit of a learning rate.
-        overlap: What to do about groups that cross.
+        overlap: The operator for groups that overlap without nesting.
 
     Returns:
         A pytree like `params`; removed groups are exactly zero.
@@ -121,7 +122,7 @@ def value_of(penalty: Penalty, classes: Classes, leaves: Leaves) -> Float[Array,
 
 
 def expect_penalty(penalty: Any) -> None:
-    """Raise for what is no penalty, such as a name or a class."""
+    """Raise unless a value is a penalty (a name or a class is not)."""
     fix = "give one with its strength, such as GroupLasso(1e-4)"
     expect("penalty", penalty, Penalty, fix)
 

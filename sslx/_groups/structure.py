@@ -32,11 +32,11 @@ class Structure:
     axis.
 
     Attributes:
-        name: How class names show it.
+        name: Shown in the names of classes.
         keep: Axes that index the groups; the others are summed over.
         drop: Axes summed over, where the leaf has them; the others index the groups.
         block: Sizes of blocks, one per axis, None for all of it; groups are the blocks.
-        parts: Number of equal parts of O whose groups are separate.
+        parts: Number of equal parts of O, each with groups of its own.
 
     Example:
         >>> HEAD = Structure("HEAD", keep=(1,))  # axis 1 of (features, heads, size)
@@ -74,7 +74,7 @@ class Structure:
 
         O is cut into `parts` equal parts, and a column of weights (`SHAPE`), an input
         channel or a layer is a separate group in each; the parts are an extra axis of
-        the index, in the place of O. Filters lie inside one part anyway.
+        the index, in place of O. Filters lie inside one part anyway.
         """
         return dataclasses.replace(self, parts=parts)
 
@@ -106,7 +106,7 @@ CHANNEL = Structure("CHANNEL", keep=(-2,))
 SHAPE = Structure("SHAPE", drop=(-1,))
 """Indexed by every spatial axis and I: shape fibres, columns of the GEMM."""
 KERNEL = Structure("KERNEL", keep=(-2, -1))
-"""Indexed by I and O: the spatial kernel of one input and output."""
+"""Indexed by I and O: one spatial kernel per pair of input and output channels."""
 VECTOR = Structure("VECTOR", drop=(-3,))
 """Indexed by all axes but the last spatial one: rows of a spatial kernel."""
 WEIGHT = Structure("WEIGHT", drop=())
@@ -118,10 +118,10 @@ LAYER = Structure("LAYER", keep=())
 def BLOCK(*sizes: int | None) -> Structure:
     """Blocks of the given sizes, one size per axis of the leaf: `BLOCK(h, w, i, o)`.
 
-    None means the whole axis: `BLOCK(1, 1, 16, None)` is a tap and 16 neighbouring
-    input channels of all filters, a run of columns of the GEMM that compact programs
-    read without picking single channels. Leading sizes of 1 are dropped for a leaf with
-    fewer axes, so that `BLOCK(1, 1, 8, 8)` also divides dense kernels.
+    None means the whole axis: `BLOCK(1, 1, 16, None)` is one tap and 16 adjacent input
+    channels, over all filters: a run of GEMM columns that a compact program reads
+    contiguously. Leading sizes of 1 are dropped for a leaf with fewer axes, so that
+    `BLOCK(1, 1, 8, 8)` also divides dense kernels. Sizes must divide their axes.
     """
     return Structure(f"BLOCK({','.join(map(str, sizes))})", block=sizes)
 

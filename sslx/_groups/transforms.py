@@ -59,29 +59,29 @@ def proximal(
 ) -> optax.GradientTransformationExtraArgs:
     """A proximal step after the optimiser's own: groups reach exact zero.
 
-    `w_{t+1} = prox(w_t + u_t)` with step `learning_rate_t`, where `u_t` is the update
-    so far; the update becomes `w_{t+1} - w_t`. Entries of removed groups are exactly 0
-    after `optax.apply_updates`.
+    `w_{t+1} = prox(w_t + u_t)` with step `learning_rate_t`, where `u_t` is the incoming
+    update; the outgoing update is `w_{t+1} - w_t`. Entries of removed groups are
+    exactly 0 after `optax.apply_updates`. Goes last in `optax.chain`.
 
     After plain SGD this is the proximal gradient method (ISTA), whose fixed points are
-    those of loss plus penalty. Momentum beta multiplies the gradient's pull by
-    `1 / (1 - beta)` in the long run but not the operator's, so that `strength` acts as
-    `(1 - beta) * strength` would in the loss or in `subgradient`: with beta = 0.9 give
-    ten times as much. After Adam and others that scale each entry it is still the
-    operator in the *Euclidean* metric with step `learning_rate_t`, not the one in
-    Adam's metric: all groups feel the same pull, however large their gradients are,
-    and the fixed points are not those of loss plus penalty.
+    those of loss plus penalty. Momentum `beta` amplifies the gradient by
+    `1 / (1 - beta)` in the long run, but not the operator, so that `strength` acts as
+    `(1 - beta) * strength` would in the loss or in `subgradient`: with `beta = 0.9`,
+    give ten times as much. After Adam and other optimisers that scale each entry it is
+    still the operator in the *Euclidean* metric with step `learning_rate_t`: every
+    group is shrunk by the same amount, however large its gradients, and the fixed
+    points are not those of loss plus penalty.
 
-    Weight decay on the same leaves adds to the penalty; leave it off there.
+    Weight decay on the same leaves adds to the penalty; turn it off there.
 
     Args:
         penalty: The penalty.
         groups: The groups; leaves outside them are untouched, as are leaves masked by
             `optax.masked` or `optax.multi_transform`.
         learning_rate: The optimiser's learning rate, a number or the same schedule.
-        strength: In place of `penalty.strength`, a number or a schedule. Together with
-            `learning_rate` it can be injected by `optax.inject_hyperparams`.
-        overlap: Which operator for groups that cross; see `prox`.
+        strength: Replaces `penalty.strength`; a number or a schedule. Like
+            `learning_rate`, it can be injected by `optax.inject_hyperparams`.
+        overlap: The operator for groups that overlap without nesting; see `prox`.
 
     Returns:
         A transformation whose state is a step count.
@@ -124,15 +124,15 @@ def proximal(
 def subgradient(
     penalty: Penalty, groups: Groups
 ) -> optax.GradientTransformationExtraArgs:
-    """Adds the penalty's subgradient to the gradient: the original SSL method.
+    """Adds the penalty's subgradient to the gradient: the method of the SSL paper.
 
-    For group lasso `g_i <- g_i + strength * sum_g weight_g * w_i / norm_g`, summed over
-    the groups of entry i, and 0 for groups that are zero. Goes *first* in the chain,
-    before momentum and learning rate. Groups shrink but do not reach zero by
+    For group lasso, `g_i <- g_i + strength * sum_g weight_g * w_i / norm_g`, summed
+    over the groups of entry i; groups that are zero contribute 0. Goes *first* in the
+    chain, before momentum and learning rate. Groups shrink but do not reach zero by
     themselves; `zero_threshold` cuts them.
 
     Args:
-        penalty: The penalty, anything but `GroupL0` (whose gradient is 0).
+        penalty: Any penalty but `GroupL0`, whose gradient is 0.
         groups: The groups.
 
     Returns:
@@ -141,7 +141,7 @@ def subgradient(
     Raises:
         ValueError: The penalty is `GroupL0`.
 
-    Source: Wen et al. 2016, section 3 and their published solver.
+    Source: Wen et al. 2016, as in their published solver.
     """
     expect_penalty(penalty)
     expect_groups(groups)
@@ -158,10 +158,11 @@ def subgradient(
 
 
 def zero_threshold(threshold: float = 1e-4) -> optax.GradientTransformationExtraArgs:
-    """Entries that would end below a threshold become exactly zero.
+    """Sets entries that an update would leave below a threshold to exactly zero.
 
-    `w_{t+1} = 0` where `|w_t + u_t| < threshold`. Applies to every leaf, biases and
-    norm scales included; use `optax.masked` to spare some. Entries may grow again.
+    `w_{t+1} = 0` where `|w_t + u_t| < threshold`. Goes last in the chain. Applies to
+    every leaf, biases and norm scales included; restrict it with `optax.masked`.
+    Entries may grow again.
 
     Args:
         threshold: Absolute value, in the unit of the parameters.
@@ -186,22 +187,21 @@ def zero_threshold(threshold: float = 1e-4) -> optax.GradientTransformationExtra
 def keep_zeros(
     groups: Groups | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """What is exactly zero stays zero, for fine-tuning.
+    """Keeps exact zeros at zero, for fine-tuning.
 
-    With groups, the updates of every entry in at least one group that is zero become
-    0; without, those of every entry that is zero (biases that start at zero too). An
-    update that is NaN or infinite comes through, to be noticed.
+    With groups, the updates of every entry in at least one zero group become 0;
+    without, those of every zero entry (biases that start at zero included). NaN and
+    infinite updates pass through, so that they are noticed.
 
-    It must see the update that `optax.apply_updates` adds. Inside these wrappers zeros
-    stay exact: `chain` as its last part, `masked`, `partition`, `MultiSteps`,
-    `apply_if_finite`, `conditionally_mask`, `inject_hyperparams`, `lookahead` (both
-    copies), and `contrib.schedule_free` for the parameters that it shows for
-    evaluation. Moving averages of parameters are zero where the parameters have been
-    from the first step on; an average that began earlier only tends to zero. What
-    comes after it in a chain may undo it (`add_noise`, momentum, `ema`).
+    It must see the update that `optax.apply_updates` adds, so it goes last in a chain:
+    what follows it there (`add_noise`, momentum, `ema`) may undo it. Zeros stay exact
+    inside `masked`, `partition`, `MultiSteps`, `apply_if_finite`, `conditionally_mask`,
+    `inject_hyperparams`, `lookahead` (both copies), and `contrib.schedule_free` (the
+    parameters for evaluation). A moving average of the parameters is zero where the
+    parameters were zero when it began; elsewhere it only tends to zero.
 
     Args:
-        groups: The groups, or None for single entries of all leaves.
+        groups: The groups; None takes the single entries of all leaves.
 
     Returns:
         A transformation without state.

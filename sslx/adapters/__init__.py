@@ -1,4 +1,4 @@
-"""sslx with network libraries: what `sslx.compact` is given, and what comes back.
+"""sslx with network libraries: what to give `sslx.compact`, and what comes back.
 
 `compact` works on any JAX function of `(variables, *args)`, so most libraries need no
 adapter. Import what you use; `sslx` itself imports none of them.
@@ -26,24 +26,24 @@ Keras (JAX backend): the same with `stateless_call`.
     >>> small = sslx.compact(fn)(variables, x)
 
 Flax NNX and Equinox keep arrays and code in one object; `sslx.adapters.nnx` and
-`sslx.adapters.equinox` return such objects, smaller, that run their own code:
+`sslx.adapters.equinox` return smaller objects that run their own code:
 
     >>> from sslx.adapters import nnx
-    >>> model, small = nnx.compact(model, x)
+    >>> model, small = nnx.compact(model)(x)
     >>> model.conv1.out_features
     11
 
-Every size that an attribute holds is that of the smaller arrays (`out_features`,
-`num_groups`, `self.heads` of hand-written attention), and the module was run and
-compared before it came back. Where a size may be several, and no call tells which, it
-is asked for:
+Sizes in attributes (`out_features`, `num_groups`, `self.heads` of hand-written
+attention) are those of the smaller arrays, and the module is run and compared before it
+is returned. Where several sizes are possible and no call tells which, an error asks for
+it:
 
-    >>> model, small = nnx.compact(model, x, sizes={"attn.heads": 3})
+    >>> model, small = nnx.compact(model, sizes={"attn.heads": 3})(x)
 
-A submodule whose own code allows no smaller size (attention that divides by the size
+A submodule whose own code allows no smaller size (attention that divides by the width
 of a head, a norm over channels of which some are gone, a branch of which nothing is
 left) keeps its arrays whole; `small.held_back` and `small.summary()` name it. The
-function is free of such limits: `fn, variables = nnx.function(model)`, then
+function has no such limits: `fn, variables = nnx.function(model)`, then
 `small = sslx.compact(fn)(variables, x)` and `small.apply(small.variables, x)`.
 
 Export: `small.apply` is a JAX function, so JAX's own tools take it.
@@ -52,7 +52,7 @@ Export: `small.apply` is a JAX function, so JAX's own tools take it.
     >>> exported = jax.export.export(call)(small.variables, x)  # StableHLO
     >>> data = exported.serialize()
 
-The batch size may stay open if the network treats every example alike:
+The batch size may stay symbolic if the network treats every example by itself:
 
     >>> def call(variables, x):
     ...     return jax.vmap(lambda one: small.apply(variables, one[None])[0])(x)

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from sslx import _jax_compat
-from sslx._compact.analysis.control_flow import BODIES, Call
+from sslx._compact.analysis.body import BODIES
+from sslx._compact.analysis.control_flow import CallBody
 from sslx._compact.jaxpr.program import Equation, Program, Value
 from sslx._compact.rules.relation import relation
 
@@ -88,7 +89,7 @@ def _run(program: Program, inputs: Sequence[Stored]) -> list[Stored]:
 
 
 def _apply(equation: Equation, operands: list[Stored]) -> list[Stored]:
-    if BODIES.get(equation.name) is Call:
+    if BODIES.get(equation.name) is CallBody:
         return _run(equation.bodies[0], operands)
     if equation.name in _RULES:
         return [_RULES[equation.name](equation, operands)]

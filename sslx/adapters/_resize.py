@@ -7,17 +7,17 @@ it did; what remains open is asked for.
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from sslx._compact.analysis.report import Held
-from sslx._compact.compact import compact
+from sslx._calls import take_apart
+from sslx._compact.analysis.report import HeldBack
 from sslx._compact.compacted import Compact
-from sslx._compact.plan import apply_plan
-from sslx._groups.groups import flatten, unflatten
+from sslx._compact.in_place import compact_in_place
+from sslx._compact.jaxpr.state import state_of
+from sslx._groups.groups import flatten
 from sslx.adapters import _sizes
 from sslx.adapters._runs import Failure, Reference, Side, concrete
 from sslx.adapters._sizes import Build, Part, Place, Sizes
@@ -52,43 +52,53 @@ class Resized(NamedTuple):
 
 
 def reduced(
-    fn: Callable[..., Any],
-    variables: Any,
+    library: "Library",
+    module: Any,
     resize: Callable[[Compact], Any],
+    call: Call,
     strict: bool,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Resized:
     """The compaction that a module's own code can run: nothing moved, nothing added.
 
-    The arrays of a submodule whose code cannot be right at smaller sizes stay whole,
-    which `held_back` says; with `strict`, or where that is the whole module, it raises.
+    What the code needs in the module's mode and in that for inference stays. The arrays
+    of a submodule whose code cannot be right at smaller sizes stay whole, and so do the
+    operands of means, which `held_back` says; with `strict`, or where that is the whole
+    module, it raises.
 
     Args:
-      fn: the module as a function of its arrays.
-      variables: the arrays.
+      library: what the module is made with.
+      module: to reduce.
       resize: makes a module of a compaction.
+      call: of the module.
       strict: raise where something has to stay whole.
       args: of an example call.
       kwargs: of the call.
     """
-    options = {"alignment": "align", "constants": "keep", "strict": strict}
-    held: dict[str, Held] = {}
+    modes = [library.function(mode, call) for mode in library.modes(module)]
+    fns, variables = [fn for fn, _ in modes], modes[0][1]
+    leaves, _ = flatten(variables)
+    state = library.state(module)
+    run = functools.partial(
+        *(compact_in_place, fns, variables, args, kwargs), state=state, strict=strict
+    )
+    held: dict[str, HeldBack] = {}
     first: Unfit | None = None
     while True:
-        whole, paths = _filled(variables, held)
-        small = compact(fn, **options)(whole, *args, **kwargs)
-        if held:
-            back = tuple(
-                dataclasses.replace(h, paths=paths[p]) for p, h in held.items()
-            )
-            small = dataclasses.replace(
-                small,
-                variables=apply_plan(small.plan, variables),
-                held_back=small.held_back + back,
-            )
+        whole = {p for p in leaves if any(p.startswith(f"{h}/") for h in held)}
+        small, some = run(whole=whole, some=()), ()
+        gone = set() if strict else _gone(small)
+        if gone:
+            small = run(whole=whole, some=gone)
+            some = gone - _gone(small)
+        back = (*_kept_for_means(small), *_kept_for_code(some), *held.values())
+        small = dataclasses.replace(small, held_back=small.held_back + back)
         try:
-            return Resized(resize(small), small)
+            new = resize(small)
+            if len(modes) > 1:
+                _require_shapes(library.function(new, call), args, kwargs)
+            return Resized(new, small)
         except Unfit as error:
             first = first or error
             place, text = error.failure.place or "", error.failure.text
@@ -96,22 +106,51 @@ def reduced(
                 place = place.rpartition("/")[0]
             if strict or not place:
                 raise first from None
-            held[place] = Held("the module", f"{place} ({text.splitlines()[0]})", ())
+            held = {p: h for p, h in held.items() if not p.startswith(f"{place}/")}
+            paths = tuple(p for p in leaves if p.startswith(f"{place}/"))
+            why = f"{place} ({text.splitlines()[0]})"
+            held[place] = HeldBack("the module", why, paths, "it stays whole")
 
 
-def _filled(
-    variables: Any, held: Iterable[str]
-) -> tuple[Any, dict[str, tuple[str, ...]]]:
-    """Variables without the zeros of some modules, and where those were."""
-    leaves, treedef = flatten(variables)
-    paths: dict[str, tuple[str, ...]] = {}
-    for place in held:
-        for path, leaf in leaves.items():
-            inside = path.startswith(f"{place}/")
-            if inside and jnp.issubdtype(leaf.dtype, jnp.inexact) and (leaf == 0).any():
-                leaves[path] = jnp.where(leaf == 0, 1, leaf)
-                paths[place] = (*paths.get(place, ()), path)
-    return unflatten(treedef, leaves), {place: paths.get(place, ()) for place in held}
+def _gone(small: Compact) -> set[str]:
+    """The variables of which nothing is left."""
+    plan = small.plan.leaves
+    return {p for p, x in plan.items() if 0 in x.small_shape and 0 not in x.shape}
+
+
+def _kept_for_code(paths: Iterable[str]) -> list[HeldBack]:
+    """The modules of which a slice stays that is zero."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(paths):
+        found.setdefault(path.rpartition("/")[0], []).append(path)
+    reason = "nothing else is left of it, and its code runs all the same"
+    return [HeldBack("the module", at, tuple(p), reason) for at, p in found.items()]
+
+
+def _kept_for_means(small: Compact) -> list[HeldBack]:
+    """The means for which zero slices stay."""
+    found: dict[str, list[str]] = {}
+    for kept in small.kept_zeros:
+        if kept.primitive == "reduce_sum":
+            found.setdefault(kept.source, []).append(kept.path)
+    reason = "a mean counts the slices that are there"
+    return [
+        HeldBack("reduce_sum", source, tuple(dict.fromkeys(paths)), reason)
+        for source, paths in found.items()
+    ]
+
+
+def _require_shapes(
+    function: tuple[Callable[..., Any], Any], args: tuple[Any, ...], kwargs: Any
+) -> None:
+    """Raise unless a module runs in its own mode."""
+    fn, variables = function
+    call = take_apart(args, kwargs)
+    try:
+        jax.eval_shape(lambda v, x: call.run(fn, x, v), variables, list(call.arrays))
+    except Exception as error:
+        text = f"in its own mode the module cannot run at its new sizes: {error}"
+        raise Unfit(f"{text}\n{_FIX}", Failure(text, [], None)) from error
 
 
 class Library(NamedTuple):
@@ -123,14 +162,19 @@ class Library(NamedTuple):
       arrays: what stands in the place of a module's arrays, by path.
       build: calls a constructor with some arguments, without memory.
       assign: sets an attribute.
-      clone: a copy, of which a call may change the state.
+      modes: a module, if it is in another mode, and last a copy of it in the mode for
+        inference, of which a call may change the state.
+      function: a module as a pure function, and its arrays.
+      state: paths of the arrays that calls change.
     """
 
     modules: Callable[[Any], Iterator[tuple[str, Any]]]
     arrays: Callable[[Any], Mapping[str, Any]]
     build: Build
     assign: Callable[[Any, str, Any], None]
-    clone: Callable[[Any], Any]
+    modes: Callable[[Any], Sequence[Any]]
+    function: Callable[[Any, Call], tuple[Callable[..., Any], Any]]
+    state: Callable[[Any], Collection[str]]
 
 
 class Versions(NamedTuple):
@@ -174,7 +218,10 @@ def fit(
     fixed = _given(given, parts)
     seen = _seen(small, args, kwargs)
     now = dict(library.modules(versions.now))
-    reference = Reference(lambda: _side(library, versions.full, call), args, kwargs)
+    plan = small.plan.leaves
+    state = {path: plan[path] for path in state_of(call, kwargs, small.state, plan)}
+    full = lambda: _side(library, versions.full, call)
+    reference = Reference(full, args, kwargs, state)
     search = _Search(
         {
             path: _Choice(part, fixed.get(path, {}), library.build, seen)
@@ -198,7 +245,7 @@ def fit(
 
 
 def _side(library: Library, module: Any, call: Call) -> Side:
-    module = library.clone(module)
+    module = library.modes(module)[-1]
     modules = {id(m): (path, m) for path, m in library.modules(module)}
     return Side(functools.partial(call, module), modules)
 
@@ -218,10 +265,10 @@ def _parts(library: Library, versions: Versions) -> dict[str, Part]:
 
 def _seen(small: Compact, args: tuple[Any, ...], kwargs: Any) -> dict[int, set[int]]:
     """To which sizes the axes of each size went, over the values of the program."""
-    if not small.reductions:
+    if not small._programs:
         jax.eval_shape(lambda v: small.apply(v, *args, **kwargs), small.variables)
     found: dict[int, set[int]] = {}
-    for traced, reduced in small.reductions.items():
+    for traced, reduced in small._programs.items():
         for equation in traced.program.equations:
             for value in equation.outputs:
                 for mask in reduced.live.alive(value):

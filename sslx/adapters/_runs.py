@@ -9,6 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sslx._compact.jaxpr.state import stated
+from sslx._compact.plan import LeafPlan
+from sslx._paths import leaves_by_path
+
 _LARGEST = 2**24
 
 
@@ -41,10 +45,18 @@ class Reference:
       side: makes a fresh copy for each call, which may change state.
       args: of the call, as arrays.
       kwargs: of the call.
+      state: what is kept of variables that a call may return, by path.
     """
 
-    def __init__(self, side: Callable[[], Side], args: tuple[Any, ...], kwargs: Any):
+    def __init__(
+        self,
+        side: Callable[[], Side],
+        args: tuple[Any, ...],
+        kwargs: Any,
+        state: Mapping[str, LeafPlan],
+    ):
         self._side, self._args, self._kwargs = side, args, kwargs
+        self._state = state
         self.want = side().call(*args, **kwargs)
 
     @functools.cached_property
@@ -61,7 +73,7 @@ class Reference:
             place, name = _place(error, side)
             text = f"{name} cannot run at its new sizes: {error}"
         else:
-            difference = _difference(got, self.want)
+            difference = _difference(got, self.want, self._state)
             if not difference:
                 return None
             text = f"at its new sizes the module computes something else: {difference}"
@@ -184,15 +196,17 @@ def _append(store: list[np.ndarray], value: Any) -> None:
     store.append(np.asarray(value))
 
 
-def _difference(got: Any, want: Any) -> str:
-    """What differs by more than rounding, or nothing."""
-    wants = jax.tree_util.tree_leaves_with_path(want)
+def _difference(got: Any, want: Any, state: Mapping[str, LeafPlan]) -> str:
+    """What differs by more than rounding, or nothing; of state, what is kept."""
+    wants, _ = leaves_by_path(want)
     gots = jax.tree.leaves(got)
     if len(wants) != len(gots):
         return f"it returns {len(gots)} arrays, expected {len(wants)}"
     for (path, a), b in zip(wants, gots, strict=True):
         a, b = jnp.asarray(a), jnp.asarray(b)
-        where = jax.tree_util.keystr(path, simple=True, separator="/") or "output"
+        where, name = path or "output", stated(path, state)
+        if name is not None and a.shape == state[name].shape:
+            a = state[name].shrink(a)
         if a.shape != b.shape:
             return f"{where} has shape {b.shape}, expected {a.shape}"
         if not jnp.issubdtype(a.dtype, jnp.inexact) or not a.size:

@@ -25,7 +25,7 @@ from sslx.adapters._sizes import Built, with_random
 def function(
     module: nnx.Module, call: Call = call_module
 ) -> tuple[Callable[..., PyTree], PyTree]:
-    """A module as a pure function and its arrays, for `sslx.compact` and all the rest.
+    """A module as a pure function and its arrays, for `sslx.compact` and the like.
 
     Args:
       module: as it would be called: `module.eval()` first, for inference.
@@ -52,82 +52,89 @@ def _merged(graph: Any, state: Any, variables: PyTree) -> nnx.Module:
 
 def compact(
     module: nnx.Module,
-    *args: Any,
+    *,
     call: Call = call_module,
     sizes: Mapping[str, Any] | None = None,
     strict: bool = False,
-    **kwargs: Any,
-) -> Resized:
+) -> Callable[..., Resized]:
     """Remove what is dead from a module; the result runs the module's own code.
 
-    That code can neither move slices nor add folded constants, so operands are aligned
-    and channels that a bias or a normalisation still speaks for are kept; the function
-    that `sslx.compact` makes has neither limit.
+    That code can neither move slices nor add folded constants, so operands are aligned,
+    and channels that a bias or a normalisation keeps nonzero stay; the function that
+    `sslx.compact` returns has neither limit.
 
-    Sizes in attributes (integers, in tuples and configurations too) follow the arrays:
-    what the constructor, called again, makes of them, or what is kept of an axis or of
-    a factor of it; of several, those with which the module is right. A submodule whose
-    code cannot be right at smaller sizes, such as a norm over channels of which some
-    are gone, keeps its own: `small.held_back` names it, and why.
+    Sizes in attributes (integers, also in tuples and configurations) follow the arrays:
+    they become what the constructor, called again, derives from them, or the kept part
+    of an axis or of one of its factors; of several candidates, the one with which the
+    module computes the right outputs. A submodule whose code cannot run correctly at
+    smaller sizes, such as a norm over channels of which some are gone, keeps its size:
+    `small.held_back` names it and the reason.
 
     Args:
       module: is left as it is.
-      *args: an example call; shapes are enough.
       call: as for `function`.
       sizes: new values of attributes that are not found otherwise, by path:
         `{"attn.heads": 3, "blocks.0.config.n_head": 2, "norm.shape": (13,)}`.
-      strict: as for `sslx.compact`, and raise in place of keeping a submodule whole.
-      **kwargs: more of the call.
+      strict: as for `sslx.compact`; also raise instead of keeping a submodule whole.
 
     Returns:
-      The smaller module, its sizes (such as `out_features`) with it, and the `Compact`
-      it was made from, whose plan shrinks optimizer states.
+      A function of an example call, `(*args, **kwargs)` of arrays or shapes. It gives
+      the smaller module, with its sizes (such as `out_features`), and the `Compact`
+      that it was made from, whose plan shrinks optimizer states.
 
     Raises:
-      ValueError: if the module's code cannot run at the new sizes, or would compute
-        something else; if a size may be several and nothing reads it; if `sizes` names
-        what is no size. Each is named, with what it was and may be.
+      ValueError: if the module's code cannot run at the new sizes or would compute
+        something else; if a size has several candidates and no call tells which; if
+        `sizes` names something that is not a size. The text names each attribute, its
+        old size and the candidates.
 
     Example:
       >>> model.eval()
-      >>> model, small = sslx.adapters.nnx.compact(model, x)
+      >>> model, small = sslx.adapters.nnx.compact(model)(x)
     """
-    fn, variables = function(module, call)
 
-    def resized(small: Compact) -> Any:
-        return resize(module, small, *args, call=call, sizes=sizes, **kwargs)
+    def of(*args: Any, **kwargs: Any) -> Resized:
+        resized = lambda small: resize(module, small, call=call, sizes=sizes)(
+            *args, **kwargs
+        )
+        return reduced(_LIBRARY, module, resized, call, strict, args, kwargs)
 
-    return reduced(fn, variables, resized, strict, args, kwargs)
+    return of
 
 
 def resize(
     module: nnx.Module,
     small: Compact,
-    *args: Any,
+    *,
     call: Call = call_module,
     sizes: Mapping[str, Any] | None = None,
-    **kwargs: Any,
-) -> nnx.Module:
+) -> Callable[..., nnx.Module]:
     """A module with the arrays of a compact network, such as one that `load` read.
 
     Args:
       module: the original module; it is left as it is.
       small: made from `function(module)` with `alignment="align", constants="keep"`.
-      *args: a call to compare the two with; shapes are enough.
       call: as for `function`.
       sizes: as for `compact`.
-      **kwargs: more of the call.
+
+    Returns:
+      A function of a call to compare the two with, `(*args, **kwargs)` of arrays or
+      shapes, that gives the smaller module.
 
     Raises:
       ValueError: as for `compact`, or if constants were folded.
     """
     refuse_constants(small)
-    graph, state = nnx.split(module)
-    _, treedef = flatten(small.variables)
-    trees = small.expand(), small.variables, unflatten(treedef, small.plan.leaves)
-    versions = Versions(module, *(_merged(graph, state, tree) for tree in trees))
-    fit(_LIBRARY, versions, small, call, sizes or {}, args, kwargs)
-    return versions.now
+
+    def of(*args: Any, **kwargs: Any) -> nnx.Module:
+        graph, state = nnx.split(module)
+        _, treedef = flatten(small.variables)
+        trees = small.expand(), small.variables, unflatten(treedef, small.plan.leaves)
+        versions = Versions(module, *(_merged(graph, state, tree) for tree in trees))
+        fit(_LIBRARY, versions, small, call, sizes or {}, args, kwargs)
+        return versions.now
+
+    return of
 
 
 def _modules(module: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
@@ -148,4 +155,20 @@ def _build(kind: type, arguments: dict[str, Any]) -> Built:
     return Built(shapes, vars(made))
 
 
-_LIBRARY = Library(_modules, _arrays, _build, setattr, nnx.clone)
+def _modes(module: nnx.Module) -> list[nnx.Module]:
+    quiet = nnx.clone(module)
+    quiet.eval()
+    return [quiet] if nnx.graphdef(quiet) == nnx.graphdef(module) else [module, quiet]
+
+
+def _state(module: nnx.Module) -> list[str]:
+    """The paths of all variables but parameters."""
+    variables = nnx.to_flat_state(nnx.state(module))
+    return [
+        "/".join(map(str, path))
+        for path, variable in variables
+        if not isinstance(variable, nnx.Param)
+    ]
+
+
+_LIBRARY = Library(_modules, _arrays, _build, setattr, _modes, function, _state)

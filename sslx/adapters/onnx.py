@@ -24,13 +24,13 @@ def save(
 ) -> pathlib.Path:
     """Write a compact network as an ONNX file, parameters included.
 
-    The network is traced before `jax2onnx` sees it, because that puts operations of its
-    own in the place of Flax's layers while it looks at a function. Images are stored
-    channels first in between, as ONNX's convolutions and pools take them; inputs and
-    outputs of the file keep the axes that they have in JAX.
+    The network is traced before `jax2onnx` sees it, since `jax2onnx` replaces Flax's
+    layers by operations of its own when it traces a function itself. Between operators
+    images are stored channels first, as ONNX's convolutions and pools expect; the
+    file's inputs and outputs keep the axes that they have in JAX.
 
     Args:
-      path: of the file; written over. Large parameters are in a file of their own
+      path: the file to write; replaced if it exists. Large parameters go to a file
         beside it, `NAME.data`, which is removed where there are none.
       small: what `sslx.compact` returned.
       *args: arrays or shapes; the file's inputs, with these shapes.

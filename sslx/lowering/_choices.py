@@ -5,9 +5,9 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from sslx._table import Table, Tabular, shape_text
 from sslx.lowering._conv import Conv
 from sslx.lowering._forms.form import XLA, Form, applies
-from sslx.measure._table import shape_text, text_table
 
 Found = list[tuple[str, Conv]]
 """The convolutions of a call in order of execution, each with its name scope."""
@@ -34,7 +34,7 @@ class Choice:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Choices:
+class Choices(Tabular):
     """How a call is computed; iterates over its `Choice`s.
 
     Attributes:
@@ -113,7 +113,7 @@ class Choices:
             for c in self
         ]
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         head = ["convolution", "kernel", "output", "times", "form", "XLA's / form"]
         lines = [
             [
@@ -126,12 +126,13 @@ class Choices:
             ]
             for c in self
         ]
-        table = [text_table(head, lines)] if lines else ["no convolutions"]
         options = ", ".join(f"{k}={v!r}" for k, v in self.compiler_options.items())
         programs = [f"{n}: {1e3 * s:.3f} ms" for n, s in self.programs.items()]
-        return "\n".join([*table, f"compiler options: {options or 'none'}", *programs])
+        notes = [f"compiler options: {options or 'none'}", *programs]
+        return Table(head, lines, notes)
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return str(self)
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, numbers and strings.

@@ -19,14 +19,14 @@ Pads = tuple[tuple[int, int], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Which columns of a kernel may hold something else than zero.
+    """Which columns of a kernel may be nonzero.
 
     A column is one tap and input channel of one group of filters; its entries lie in
     the `O / groups` filters of that group.
 
     Attributes:
       shape: `(*window, I, groups)`.
-      bits: the mask, packed.
+      bits: the mask, one bit per column.
     """
 
     shape: tuple[int, ...]
@@ -34,7 +34,7 @@ class Columns:
 
     @classmethod
     def of(cls, mask: np.ndarray) -> "Columns | None":
-        """None where all columns are alive."""
+        """The columns of a boolean mask of that shape; None where all are alive."""
         return None if mask.all() else cls(mask.shape, np.packbits(mask).tobytes())
 
     def to_json(self) -> list[Any]:
@@ -67,14 +67,15 @@ class Conv:
       rhs: shape of `w`, filters last.
       strides: per image axis.
       padding: low and high, per image axis; may be negative.
-      lhs_dilation: distance of the entries of `x`, zeros between them.
+      lhs_dilation: distance of the entries of `x`, with zeros between them.
       rhs_dilation: distance of the taps.
-      groups: of filters, each of which reads its own part of the channels.
-      batch_groups: of images, each of which meets its own part of the filters.
-      dtype: of `x`.
-      result: of `y`.
-      precision: what `jax.lax` takes.
-      columns: the columns that are not zero; None means all.
+      groups: number of groups of filters, each of which reads its part of the channels.
+      batch_groups: number of groups of images, each of which meets its part of the
+        filters.
+      dtype: dtype of `x`.
+      result: dtype of `y`.
+      precision: as for `jax.lax.conv_general_dilated`.
+      columns: the columns that may be nonzero; None means all.
     """
 
     lhs: tuple[int, ...]
@@ -121,7 +122,7 @@ class Conv:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of `y`."""
+        """Shape of `y`."""
         return (self.lhs[0] // self.batch_groups, *self.out, self.rhs[-1])
 
     @property
@@ -131,7 +132,7 @@ class Conv:
 
     @functools.cached_property
     def mask(self) -> Bool[np.ndarray, "*window I groups"]:
-        """The columns that are not zero."""
+        """The columns that may be nonzero."""
         if self.columns is None:
             return np.ones((*self.rhs[:-1], self.groups), bool)
         return self.columns.mask

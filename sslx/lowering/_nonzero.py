@@ -15,7 +15,7 @@ Nonzero = tuple[Columns | None, ...]
 
 
 def nonzero_of(leaves: Sequence[Any]) -> Nonzero:
-    """Per array, the entries that are not zero, where whole lines of it are."""
+    """Per array, the columns that may be nonzero; None where no whole line is zero."""
     return tuple(_nonzero(leaf) for leaf in leaves)
 
 

@@ -44,7 +44,7 @@ def default_form(conv: Conv) -> Form:
     """The rule's form where the rule holds, on a CPU; else XLA's."""
     if not on_cpu():
         return XLA
-    if llvm.llvm is None:
+    if llvm.binding() is None:
         _warn_once()
     return rule(conv)
 
@@ -115,8 +115,8 @@ def program_seconds(
     """Median seconds of calls, timed side by side.
 
     Args:
-      calls: per name the function, its arguments and its keyword arguments; arrays
-        given as shapes are zeros.
+      calls: name -> function, arguments and keyword arguments; zeros stand for arrays
+        given as shapes.
     """
     ready = {}
     for name, (fn, *given) in calls.items():

@@ -15,7 +15,7 @@ _DENSE: tuple[Kind, ...] = ("xla", "im2col", "dot")
 
 
 def candidates(conv: Conv) -> list[Form]:
-    """All forms that apply and may win, XLA's own first."""
+    """All forms worth timing for a convolution, XLA's own first."""
     found = [XLA]
     if jax.default_backend() == "cpu":
         found += [Form("direct")]
@@ -49,20 +49,18 @@ def _patch_bytes(form: Form, conv: Conv) -> int:
 
 
 def rule(conv: Conv) -> Form:
-    """The form to take on a CPU when nothing was measured.
+    """The form to take on a CPU where nothing was measured; the first that applies.
 
-    | convolution | form |
-    | --- | --- |
-    | float32 or float64, no groups of images | `direct` |
-    | one channel per group | `depthwise` |
-    | 2 to 8 groups | `split`, each part as below |
-    | a dilated input without strides | `phases` |
-    | one tap, no padding | `dot` |
-    | one position | `unrolled` |
-    | a kernel larger than the image | `unrolled`, or `im2col` |
-    | half of the columns zero or more | `gather_columns`, in chunks |
-    | other zero columns | `crop` |
-    | else | `xla` |
+    - `direct`: float32 or float64, no groups of images.
+    - `depthwise`: one channel per group.
+    - `split`: 2 to 8 groups, each part by the rule.
+    - `phases`: a dilated input without strides.
+    - `dot`: one tap, no padding.
+    - `unrolled`: one output position.
+    - `unrolled` or `im2col`: a kernel larger than the image.
+    - `gather_columns`, in chunks: half of the columns zero, or more.
+    - `crop`: other zero columns.
+    - `xla`: all others.
     """
     if not applies(Form("direct"), conv):
         return Form("direct")

@@ -66,10 +66,10 @@ def _operands(conv: Conv) -> tuple[jax.Array, jax.Array]:
 
 
 class Cache:
-    """Timings on disk: a JSON file per device and versions, whole at every moment.
+    """Timings on disk: a JSON file per device and versions, replaced atomically.
 
     Args:
-      folder: where the files are; by default `$XDG_CACHE_HOME/sslx` or `~/.cache/sslx`.
+      folder: folder of the files; by default `$XDG_CACHE_HOME/sslx` or `~/.cache/sslx`.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None):
@@ -87,7 +87,7 @@ class Cache:
                 ) from error
 
     def timings(self, conv: Conv, options: Options) -> dict[Form, float]:
-        """Of this convolution, measured now if they are not known yet."""
+        """Seconds per form of a convolution, measured now if not yet known."""
         listed = "; ".join(map(str, candidates(conv)))
         key = f"{conv.key}, options={sorted(options.items())}, forms={listed}"
         if key not in self.entries:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import html
 import os
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal, get_args
@@ -75,7 +76,7 @@ class Tuned:
 
         Args:
           *args: a call; shapes are enough.
-          **kwargs: more of the call.
+          **kwargs: keyword arguments of the call.
         """
         given = self._static.wrap(args, kwargs)
         key = signature(*given) if self.lowering == "measure" else None
@@ -127,12 +128,23 @@ class Tuned:
         return f"Tuned({name}, lowering={self.lowering!r})"
 
     def __str__(self) -> str:
+        tables = [str(made) for made in self._shown]
+        return "\n\n".join([repr(self), *(tables or [self._nothing])])
+
+    def _repr_html_(self) -> str:
+        tables = "".join(table._repr_html_() for table in self._shown)
+        return f"<p>{html.escape(repr(self))}</p>{tables or self._nothing}"
+
+    @property
+    def _shown(self) -> list[Choices]:
+        """What was chosen, each once."""
         known = [] if self.known is None else [self.known]
-        distinct = dict.fromkeys(map(str, [*known, *self._made.values()]))
-        nothing = (
-            "everything is left to XLA" if self._is_plain else "nothing chosen yet"
-        )
-        return "\n\n".join([repr(self), *(distinct or [nothing])])
+        every = [*known, *self._made.values()]
+        return list({str(made): made for made in every}.values())
+
+    @property
+    def _nothing(self) -> str:
+        return "everything is left to XLA" if self._is_plain else "nothing chosen yet"
 
     @functools.cached_property
     def _static(self) -> Settings:
@@ -276,28 +288,28 @@ def tune(
 
     $$\mathrm{tune}(f)(x) = f(x)$$
 
-    up to rounding. Convolutions are found wherever they stand (`jit`, `scan`, `cond`,
-    `while`, `checkpoint`), those that differentiation made included, so `fn` may be a
-    whole training step: tune `jax.grad(loss)` rather than differentiate what was tuned,
+    up to rounding. Convolutions are found at any depth (`jit`, `scan`, `cond`, `while`,
+    `checkpoint`), including those that differentiation makes, so `fn` may be a whole
+    training step. Tune `jax.grad(loss)` rather than differentiate a tuned function,
     whose derivatives are XLA's. On a CPU, sums, pools and moved channels take faster
-    forms too, and programs of more than 32 MiB of intermediate results gain by
+    forms too, and programs with more than 32 MiB of intermediate results gain from
     `sslx.keep_memory`.
 
-    What follows a convolution entry by entry (bias, norm with fixed statistics,
+    Elementwise operations that follow a convolution (bias, norm with fixed statistics,
     residual, ReLU: `+ - * / max min` with numbers, one value per filter, or an array
-    like the result) is done by the direct form before it writes the result, where
+    like the result) are computed by the direct form before it writes the result, if
     channels are the last axis and the result has no other use.
 
     Taps that only meet padding, and columns that are known to be zero, are not
     multiplied: NaN or infinity in such a weight, or in what it would read, does not
     spread. Sums add up in another order than XLA's, those of half precision in float32.
 
-    The direct form is machine code of this process, made by llvmlite (the extra
-    `sslx[cpu]`; without it, forms of XLA are taken and a warning says so once). It is
-    an equation `direct_conv`, which `jax.vmap` gives more images or groups, which runs
-    on each device's own part in `jax.shard_map`, and which is XLA's convolution in
-    derivatives, on other devices, in what `jax.export` writes, and where XLA divides
-    the work among several devices.
+    The direct form is machine code that llvmlite makes in this process (the extra
+    `sslx[cpu]`; without it, XLA's forms are taken, with one warning). In the program it
+    is the primitive `direct_conv`: `jax.vmap` adds images or groups to it, and in
+    `jax.shard_map` it runs on each device's own part. It becomes XLA's convolution in
+    derivatives, on other devices, in what `jax.export` writes, and where XLA partitions
+    the program over several devices.
 
     Args:
       fn: any JAX function.
@@ -316,9 +328,9 @@ def tune(
       your own.
 
     Raises:
-      TypeError: `fn` is no function; an example call is given; `jax.jit` has no such
-        option.
-      ValueError: there is no such lowering; when called, the cache is damaged.
+      TypeError: `fn` is not a function, an example call is given, or `jax.jit` has no
+        such option.
+      ValueError: the lowering is unknown; when called, the cache is damaged.
 
     Example:
       >>> fast = sslx.tune(model.apply)

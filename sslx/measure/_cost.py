@@ -10,7 +10,8 @@ import numpy as np
 
 from sslx._calls import is_array, struct, take_apart
 from sslx._jax_compat import Literal, is_jaxpr, open_jaxpr, scope
-from sslx.measure._table import shape_text, text_table
+from sslx._paths import leaves_by_path
+from sslx._table import Table, Tabular, shape_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +26,13 @@ class LayerCost:
             both do.
         output: Shape of the result.
         macs: Multiply-accumulates; taps that fall on padding count.
-        macs_inside: The same without the taps on padding, which is XLA's count / 2.
+        macs_inside: The same without taps on padding: half of the FLOPs that XLA
+            reports.
         weights: Entries of the kernel.
-        weight_bytes: Their size.
-        output_bytes: Size of the result.
-        times: How often the layer runs (the length of the `scan` around it); macs
-            and output_bytes are those of all runs.
+        weight_bytes: Bytes of the kernel.
+        output_bytes: Bytes of the result.
+        times: How often the layer runs (the length of the `scan` around it); `macs`
+            and `output_bytes` are totals over all runs.
     """
 
     name: str
@@ -46,15 +48,15 @@ class LayerCost:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cost:
+class Cost(Tabular):
     """The layers of a function and their totals.
 
     Attributes:
         layers: One entry per convolution or matrix product, in order of execution.
         weights: Entries of all distinct parameter leaves that serve as kernels.
         parameters: Entries of all leaves of the first argument.
-        parameter_bytes: Their size.
-        notes: What could not be counted, if anything.
+        parameter_bytes: Bytes of all leaves of the first argument.
+        notes: What was not counted, if anything.
     """
 
     layers: tuple[LayerCost, ...]
@@ -75,7 +77,7 @@ class Cost:
 
     @property
     def activation_bytes(self) -> int:
-        """Size of the results of all layers, each written once per run."""
+        """Bytes of the results of all layers, each written once per run."""
         return sum(layer.output_bytes for layer in self.layers)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -89,8 +91,8 @@ class Cost:
         record: dict[str, Any] = {name: getattr(self, name) for name in totals + fields}
         return record | {"notes": list(self.notes), "layers": self.rows()}
 
-    def __str__(self) -> str:
-        lines = [
+    def _table(self) -> Table:
+        rows = [
             [
                 r.name,
                 shape_text(r.kernel),
@@ -101,10 +103,8 @@ class Cost:
             for r in self.layers
         ]
         total = ["total", "", "", f"{self.macs:,}", f"{self.weights:,}"]
-        table = text_table(
-            ["layer", "kernel", "output", "MACs", "weights"], [*lines, total]
-        )
-        return "\n".join([table, *self.notes])
+        head = ["layer", "kernel", "output", "MACs", "weights"]
+        return Table(head, [*rows, total], self.notes)
 
 
 def cost(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Cost:
@@ -113,19 +113,18 @@ def cost(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Cost:
     convolution: MACs = output entries * kernel taps * input channels per group
     dot:         MACs = output entries * contracted entries
 
-    The direct convolutions of `sslx.tune` count the columns that they read.
-
-    Convolutions and matrix products are counted, wherever they are nested; a `scan`
-    multiplies by its length, of a `cond` the dearest branch counts. All taps count, on
-    padding too, as is usual in the literature; XLA leaves taps on padding out, which
-    is `macs_inside`. Taps on the holes of a dilated input (transposed convolutions)
-    never count.
+    Convolutions and matrix products are counted at any depth; a `scan` multiplies by
+    its length, and of a `cond` the most expensive branch counts. The direct
+    convolutions of `sslx.tune` count the columns that they read. All taps count, those
+    on padding included, as is usual in the literature; XLA leaves these out, which is
+    `macs_inside`. Taps on the holes of a dilated input (transposed convolutions) never
+    count.
 
     Args:
         fn: Any JAX function; its first argument is the pytree of parameters.
-        *args: Arrays or `jax.ShapeDtypeStruct`s, in pytrees; batch size as given.
-        **kwargs: More of the call. Leaves that are not arrays, here and in `args`, are
-            options (`train=False`) and are not traced.
+        *args: Pytrees of arrays or of `jax.ShapeDtypeStruct`; batch size as given.
+        **kwargs: Keyword arguments of the call. Leaves that are not arrays, here and in
+            `args`, are settings (`train=False`) and are not traced.
 
     Returns:
         Rows per layer and totals.
@@ -138,12 +137,8 @@ def cost(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Cost:
     """
     if not args:
         raise ValueError("cost: got no arguments, expected fn's parameters and inputs")
-    leaves, _ = jax.tree_util.tree_flatten_with_path(args[0])
-    names = [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, leaf in leaves
-        if is_array(leaf)
-    ]
+    leaves, _ = leaves_by_path(args[0])
+    names = [path for path, leaf in leaves if is_array(leaf)]
     closed = _trace(fn, args, kwargs)
     walk = _Walk(names)
     jaxpr, _ = open_jaxpr(closed)
@@ -256,7 +251,7 @@ class _Walk:
         before = len(self.layers)
         outs = self.run(body, [*ins[skip:first], *settled], times)
         if len(self.layers) > before:
-            self.notes.append("while: number of rounds unknown, one counted")
+            self.notes.append("while: iterations unknown, one counted")
         return outs
 
     def branches(self, eqn: Any, ins: list[_Origin], times: int) -> list[_Origin]:
@@ -265,8 +260,8 @@ class _Walk:
             walk.run(open_jaxpr(branch)[0], ins[1:], times)
             for walk, branch in zip(walks, eqn.params["branches"], strict=True)
         ]
-        dearest = max(walks, key=lambda walk: sum(r.macs for r in walk.layers))
-        self.layers += dearest.layers
+        costliest = max(walks, key=lambda walk: sum(r.macs for r in walk.layers))
+        self.layers += costliest.layers
         for walk in walks:
             self.kernels |= walk.kernels
             self.notes += walk.notes

@@ -1,4 +1,4 @@
-"""How long calls take on this machine, side by side."""
+"""Time of calls on this machine, measured side by side."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sslx.measure._table import text_table
+from sslx._table import Table, Tabular
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +20,12 @@ class Latency:
 
     Attributes:
         name: The candidate.
-        median: Median over the rounds; q1 and q3 are the quartiles.
+        median: Median over the rounds, in seconds, as are the next four.
         q1: First quartile.
         q3: Third quartile.
         minimum: Fastest round.
         maximum: Slowest round.
-        speedup: Median of (first candidate's time / this one's), round by round.
+        speedup: Median of the ratio first candidate's time / this one's, per round.
         speedup_q1: First quartile of these ratios.
         speedup_q3: Third quartile of these ratios.
         calls: Calls per round.
@@ -44,8 +44,14 @@ class Latency:
 
 
 @dataclasses.dataclass(frozen=True)
-class Latencies:
-    """What `latency` measured, and on what."""
+class Latencies(Tabular):
+    """What `latency` measured, on which device.
+
+    Attributes:
+        device: Name of the device; of a CPU, with the number of cores.
+        repeats: Number of rounds.
+        entries: One `Latency` per candidate, in the order given.
+    """
 
     device: str
     repeats: int
@@ -66,8 +72,8 @@ class Latencies:
         """Device, repeats and rows, JSON-able."""
         return {"device": self.device, "repeats": self.repeats, "rows": self.rows()}
 
-    def __str__(self) -> str:
-        lines = [
+    def _table(self) -> Table:
+        rows = [
             [
                 e.name,
                 f"{e.median * 1e3:.3f}",
@@ -77,10 +83,8 @@ class Latencies:
             ]
             for e in self.entries
         ]
-        table = text_table(
-            ["candidate", "ms", "quartiles", "speed-up", "quartiles"], lines
-        )
-        return f"{table}\n{self.repeats} rounds on {self.device}"
+        head = ["candidate", "ms", "quartiles", "speed-up", "quartiles"]
+        return Table(head, rows, [f"{self.repeats} rounds on {self.device}"])
 
 
 def latency(
@@ -91,21 +95,21 @@ def latency(
     round_seconds: float = 0.005,
     control: bool = False,
 ) -> Latencies:
-    """Time zero-argument calls side by side, each waited for until its result is ready.
+    """Time zero-argument calls side by side, waiting for each result.
 
-    Every round times every candidate, in an order drawn anew, so that drift of the
-    machine falls on all alike; a fast candidate is called several times a round.
-    Speed-ups are ratios within a round. Their quartiles, and the ratio of the
-    `control`, tell how small a difference the measurement can see.
+    Every round times every candidate, in a new random order, so that drift of the
+    machine affects all of them alike; a fast candidate is called several times per
+    round. Speed-ups are ratios within a round. Their quartiles, and the ratio of the
+    `control`, show how small a difference the measurement can resolve.
 
     Args:
         candidates: Name -> call, such as `lambda: jitted(variables, x)`. The first is
             the reference.
-        repeats: Rounds.
+        repeats: Number of rounds.
         warmup: Calls of each candidate before the first round (compilation).
-        round_seconds: Seconds a candidate runs at least per round.
-        control: Measure the first candidate twice, as `NAME (again)`; its true
-            speed-up is 1.
+        round_seconds: Least time per candidate and round, in seconds.
+        control: Measure the first candidate a second time, as `NAME (again)`, whose
+            true speed-up is 1.
 
     Returns:
         Medians, spreads and speed-ups, with the name of the device.

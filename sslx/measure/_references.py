@@ -1,4 +1,4 @@
-"""References to memory in an outer-product dataflow, over real patterns of zeros."""
+"""Memory references of an outer-product dataflow, for given patterns of zeros."""
 
 import dataclasses
 from typing import Any
@@ -14,15 +14,15 @@ class Dataflow:
     """An accelerator that multiplies vectors of nonzero weights and inputs all-to-all.
 
     Attributes:
-        weights: Weights fetched at once, of one input channel.
+        weights: Weights fetched at once, all of one input channel.
         inputs: Inputs fetched at once, of the same channel; the array multiplies all
-            `weights * inputs` pairs in a step.
-        tile: Height and width of the part of the outputs that one buffer of partial
-            sums serves, and of the inputs that are at home there.
-        accumulators: Partial sums that the buffer holds. As many filters as fit, with
-            the tile's halo, are worked on at once.
+            `weights * inputs` pairs in one step.
+        tile: Height and width of the tile of outputs that one buffer of partial sums
+            serves, and of its inputs.
+        accumulators: Partial sums that the buffer holds. As many filters are processed
+            at once as fit, with the tile's halo.
 
-    Source: SCNN, Parashar et al. 2017 (4 x 4 multipliers); sizes are free here.
+    Source: SCNN, Parashar et al. 2017 (4 x 4 multipliers).
     """
 
     weights: int = 4
@@ -38,14 +38,14 @@ class Dataflow:
 
 @dataclasses.dataclass(frozen=True)
 class References:
-    """Counts of one layer, or of several added up.
+    """Counts of one layer; add those of several with `+`.
 
     Attributes:
         weights: Weights read.
         inputs: Inputs read.
         partial_sums: Partial sums read, added to and written back.
         products: Multiplications.
-        steps: Uses of the multiplier array.
+        steps: Steps of the multiplier array.
     """
 
     weights: int
@@ -70,9 +70,9 @@ def references(
 ) -> References:
     r"""Memory references of a convolution or matrix product, by simulation.
 
-    For each image, tile of the input, input channel and block of filters, inputs and
-    weights that are not zero are taken in their order (rows, then columns; filters,
-    then rows, then columns) in vectors of `dataflow.inputs` and `dataflow.weights`:
+    For each image, tile of the input, input channel and block of filters, the nonzero
+    inputs and weights are taken in order (rows, then columns; filters, then rows, then
+    columns), in vectors of `dataflow.inputs` and `dataflow.weights`:
 
         for each vector of inputs:            reads its inputs
             for each vector of weights:       reads its weights; one step
@@ -80,17 +80,18 @@ def references(
                 add up products of the same output, then
                 one partial sum per output    read, added to and written
 
-    so that a partial sum is referenced once per step and output, and weights that lie
-    together in a row of a kernel save references. Outputs outside the tile are kept in
-    its halo, on all sides. With strides, weights and inputs meet only where their
-    product is wanted.
+    so that a partial sum is referenced once per step and output, and adjacent weights
+    in a row of a kernel save references. Outputs outside the tile are kept in its halo,
+    on all sides. With strides, weights and inputs meet only where their product is
+    needed.
 
     Args:
-        kernel: `(H, W, I / groups, O)`, or `(I, O)`; which entries are not zero.
+        kernel: `(H, W, I / groups, O)`, or `(I, O)`; only which entries are zero
+            matters.
         inputs: `(N, H, W, I)`, or `(N, I)`, likewise.
-        strides: Of the convolution.
-        padding: Rows above and columns to the left.
-        dataflow: Sizes; None for the defaults.
+        strides: Strides of the convolution.
+        padding: Rows of padding above and columns to the left.
+        dataflow: Sizes of the accelerator; None for the defaults.
 
     Returns:
         Counts for all images.
@@ -98,8 +99,8 @@ def references(
     Raises:
         ValueError: Shapes do not fit.
 
-    Source: dataflow of Parashar et al. 2017; Mao et al. 2017 compare grains by it
-    (from memory, and how they count is not known to us).
+    Source: dataflow of Parashar et al. 2017. Mao et al. 2017 compare grains by memory
+    references of such an accelerator; counts here are of this simulation, not theirs.
     """
     flow = dataflow or Dataflow()
     w, x = np.asarray(kernel) != 0, np.asarray(inputs) != 0

@@ -26,9 +26,9 @@ class Encoded:
         layout: Order of the tensor's axes, as in `sslx.groups`.
         weight_bits: Bits per entry.
         index_bits: Bits per relative index.
-        bits: Length of the code in bits.
-        stored: Grains that are stored, fillers not counted.
-        fillers: Grains of zeros stored where a gap was too long for its index.
+        bits: Length of the code, in bits.
+        stored: Grains stored, without fillers.
+        fillers: Grains of zeros stored where a gap is too long for its index.
         payload: The code, padded to whole bytes.
     """
 
@@ -69,18 +69,18 @@ class Encoded:
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """Bits of one tensor, or of several added up, in each format of `encode`.
+    """Bits of one tensor in each format of `encode`; add those of several with `+`.
 
     Attributes:
         entries: Entries of the tensor.
-        kept: Entries of grains that are stored.
+        kept: Entries in stored grains.
         nonzero: Entries that are not zero.
         stored: Grains that are stored.
-        fillers: Fillers that the relative format needs besides.
-        dense: Bits in this format, as are the next.
-        relative: Indices counted.
-        bitmask: One bit per grain counted.
-        rows: Pointers and column numbers counted.
+        fillers: Fillers that the relative format adds.
+        dense: Bits of the dense format.
+        relative: Bits of the relative format, with indices and fillers.
+        bitmask: Bits of the bitmask format, with one bit per grain.
+        rows: Bits of the row format, with pointers and column numbers.
     """
 
     entries: int
@@ -117,10 +117,10 @@ def encode(
     index_bits: int = 4,
     layout: Layout = "...IO",
 ) -> Encoded:
-    r"""Write a tensor of small integers as bits; only grains that are not zero.
+    r"""Encode a tensor of small integers as bits, storing only the nonzero grains.
 
-    Grains are numbered with the output axis first, then input, then spatial axes, and
-    hold `s` entries each; G grains, n of them stored, in that order.
+    Grains are numbered with the output axis first, then input, then spatial axes. Of G
+    grains of `s` entries each, n are stored, in that order.
 
         dense     G * s * weight_bits
         relative  (n + fillers) * (index_bits + s * weight_bits)
@@ -128,13 +128,13 @@ def encode(
         rows      (rows + 1) * log2(n + 1) + n * (log2(columns) + s * weight_bits)
 
     relative: each grain with the number of zero grains before it; a gap of
-    `2^index_bits` or more is bridged by fillers, grains of zeros at the largest index,
-    each standing for `2^index_bits` grains.
-    rows: compressed rows, a row per index on the first axis that numbers grains: CSR
-    for `WEIGHT`, BSR for blocks. Logarithms are rounded up to whole bits.
+    `2^index_bits` or more is bridged by fillers, grains of zeros at the largest index
+    that stand for `2^index_bits` grains each.
+    rows: compressed rows, one per index of the first axis that numbers grains: CSR for
+    `WEIGHT`, BSR for blocks. Logarithms are rounded up to whole bits.
 
-    Sizes that are the same for all tensors of a shape (shape, bit widths, scales of
-    the quantisation) are not counted.
+    What is the same for all tensors of a shape (shape, bit widths, quantisation scales)
+    is not counted.
 
     Args:
         codes: Integers that fit `weight_bits` in two's complement.
@@ -150,8 +150,8 @@ def encode(
     Raises:
         ValueError: A code does not fit.
 
-    Source: relative indices with fillers: Han et al. 2015; one index per grain and
-    8-bit weights with 4-bit indices: Mao et al. 2017 (from memory).
+    Source: relative indices with fillers: Han et al. 2015; one index per grain instead
+    of one per weight: Mao et al. 2017.
     """
     low, high = -(1 << (weight_bits - 1)), (1 << (weight_bits - 1)) - 1
     if codes.size and not (low <= codes.min() and codes.max() <= high):
@@ -200,9 +200,9 @@ def storage(
     index_bits: int = 4,
     layout: Layout = "...IO",
 ) -> Storage:
-    """How many bits `encode` would need in each format.
+    """Number of bits that `encode` would take in each format.
 
-    Depends on which grains are not zero alone, so that weights need not be quantised.
+    Depends only on which grains are zero, so the weights need not be quantised.
 
     Args:
         array: A tensor, as NumPy or JAX array.

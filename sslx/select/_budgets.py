@@ -20,22 +20,22 @@ def within_budget(
 ) -> dict[str, Array]:
     """The masks of the largest density with `cost(masks) <= budget`, by bisection.
 
-    Costs need not add up over groups: `cost` may compact the network and count, which
-    is exact, removed channels of the next layer and folded constants included.
+    Costs need not be additive over groups: `cost` may compact the network and count,
+    which is exact, including channels removed in the next layer and constants.
 
     Args:
         choose: Density from 0 to 1 -> masks, nested for falling densities.
         cost: Masks -> cost, which must not rise when groups are removed.
-        budget: In the unit of `cost`.
-        tolerance: On the density; there are about log2(1 / tolerance) calls of `cost`,
-            fewer where masks repeat.
+        budget: Upper limit, in the unit of `cost`.
+        tolerance: Of the density; `cost` is called about log2(1 / tolerance) times,
+            less often where masks repeat.
 
     Returns:
         Masks whose cost is within the budget.
 
     Raises:
-        ValueError: Density 0 costs more than the budget (minimum widths, or what no
-            group covers).
+        ValueError: Density 0 costs more than the budget (minimum widths, or weights
+            that are in no group).
 
     Example:
         >>> def macs(masks):

@@ -40,33 +40,33 @@ def keep(
     ignore: str | Sequence[str] = (),
     within: Masks | None = None,
 ) -> dict[str, Array]:
-    """Keep the best groups: as many, from the highest score down, as fit.
+    """Keep the best groups that fit a density or a budget, from the highest score down.
 
     class:  the largest k with `sum of the k best groups' costs <= density * all costs`
     global: the same over the groups of all classes together
 
     Masks for falling densities are nested. Of equal scores the first is kept; NaN
-    counts as infinite, so that a group with a NaN stays and is noticed. Can be
-    traced by `jax.jit`, with a traced density too.
+    counts as infinite, so that a group with a NaN stays and is noticed. Can be traced
+    by `jax.jit`, also with a traced density.
 
     Args:
         groups: The groups.
         scores: Class name -> score per group; classes without scores are left alone.
-        density: Share of the costs to keep, from 0 to 1; by name or kind of class
-            (the name counts first; classes left out are kept whole) with scope `class`.
-        budget: In its place, the costs to keep, in their unit: those of all classes
-            with scores, ignored ones included.
-        costs: Class name -> cost per group, the number of entries if None; see
-            `macs_of`, `bytes_of`. Costs are added up, which is exact for groups that
-            share no entries and for multiplications by weights that are not zero; for
-            the cost of a compacted network see `within_budget`. A budget takes only
-            groups that share no entries.
-        scope: Whether each class is cut to the density or all of them together.
+        density: Share of the costs to keep, from 0 to 1; with scope `class` also by
+            name or kind of class (the name takes precedence; classes left out are kept
+            whole).
+        budget: Instead of `density`: the total cost to keep, in the unit of `costs`,
+            over all classes with scores, ignored ones included.
+        costs: Class name -> cost per group; None counts entries. See `macs_of` and
+            `bytes_of`. Costs add up, which is exact for disjoint groups; for the cost
+            of a compacted network see `within_budget`. A budget needs disjoint groups.
+        scope: Whether the density applies to each class or to all of them together.
         minimum: Groups of each class that stay, whatever the density or budget.
         round_to: Kept groups per class are a multiple of this, rounded down (`minimum`
             up), unless all are kept.
-        ignore: Regular expressions, or one; a class whose name or a leaf of which
-            matches is kept whole. A density does not count it.
+        ignore: One or several regular expressions; a class is kept whole if one
+            matches its name or the path of one of its leaves. A density leaves its
+            costs out.
         within: Masks of the groups that may be kept, such as those of an earlier call.
 
     Returns:
@@ -74,8 +74,8 @@ def keep(
         sets the others to zero.
 
     Raises:
-        ValueError: Not exactly one of density and budget, unknown classes, a wrong
-            shape, or a budget that the ignored classes exceed.
+        ValueError: Not exactly one of density and budget; an unknown class; a wrong
+            shape; a budget that the ignored classes exceed, or with overlapping groups.
 
     Example:
         >>> masks = keep(groups, sum_abs(groups, params), 0.3)
@@ -147,16 +147,16 @@ def n_of_m(
     axis: int = -2,
     within: Masks | None = None,
 ) -> dict[str, Array]:
-    """Of every m neighbours keep the `n = density * m` best: N:M sparsity.
+    """Keep the `n = density * m` best of every m neighbours: N:M sparsity.
 
     Args:
-        groups: The groups; hardware wants `WEIGHT`.
+        groups: The groups; hardware expects `WEIGHT`.
         scores: Class name -> score per group.
-        density: n / m, of all classes, or by name or kind of class; n is rounded down,
-            at least 1.
-        m: Neighbours that compete.
-        axis: Of the class's shape, along which groups are neighbours; -2 is a kernel's
-            input axis.
+        density: n / m, for all classes, or by name or kind of class; n is rounded
+            down, but is at least 1.
+        m: Number of neighbours that compete.
+        axis: Axis of the class's shape along which groups are neighbours; -2 is a
+            kernel's input axis.
         within: As in `keep`.
 
     Returns:
@@ -193,19 +193,19 @@ def n_of_m(
 def macs_of(groups: Groups, cost: Cost) -> dict[str, np.ndarray]:
     """Multiply-accumulates of each group: its entries times how often each is used.
 
-    All products that a leaf is the kernel of are shared out evenly over its entries, so
-    that disjoint groups of all entries cost together what `measure.cost` counts: leaves
-    used several times, stacked for a `scan`, split, transposed or normalised too. Where
-    a kernel is made of several leaves (a direction and its length), the products are
-    those of the largest of them in the groups, the first of equal ones.
+    The products of a kernel are divided evenly over its entries, so that disjoint
+    groups that cover all entries add up to what `measure.cost` counts, also for leaves
+    that are used several times, stacked for a `scan`, split, transposed or normalised.
+    Where a kernel is computed from several leaves (a direction and its length), its
+    products belong to the largest of them that is in the groups, the first of equals.
 
     Args:
         groups: The groups.
-        cost: Of the dense function; its layers are found by the paths of their kernels,
-            `params/` before the path or not.
+        cost: Cost of the dense function. Layers are matched by the paths of their
+            kernels, with or without a leading `params/`.
 
     Returns:
-        Class name -> multiply-accumulates per group; leaves that are no kernels, such
+        Class name -> multiply-accumulates per group; leaves that are not kernels, such
         as biases, count 0.
     """
     expect_groups(groups)
@@ -227,11 +227,11 @@ def macs_of(groups: Groups, cost: Cost) -> dict[str, np.ndarray]:
 
 
 def bytes_of(groups: Groups, params: PyTree) -> dict[str, np.ndarray]:
-    """Bytes of each group: its entries times the size of their type.
+    """Bytes of each group: its entries times the item size of their dtype.
 
     Args:
         groups: The groups.
-        params: Arrays or `jax.ShapeDtypeStruct`s.
+        params: Pytree of arrays or of `jax.ShapeDtypeStruct`.
 
     Returns:
         Class name -> bytes per group.

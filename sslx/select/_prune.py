@@ -42,17 +42,17 @@ def prune(
     every: int = 1,
     until: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Removes groups as a density falls, and holds the removed ones at exact zero.
+    """Removes groups as a density falls, and holds removed groups at exact zero.
 
-    At steps 0, every, 2*every, ... up to `until`, on the parameters `w` as the update
-    would leave them: `masks <- choose(score(w), density(step)) & masks`; at all steps
+    At steps 0, every, 2*every, ... up to `until`, on the parameters `w` that the update
+    would give: `masks <- choose(score(w), density(step)) & masks`; at every step
     `w_{t+1} = scale(w_t + u_t, masks)`. Goes last in `optax.chain`. Removed groups do
-    not come back.
+    not return.
 
     Args:
         groups: The groups; leaves outside them are untouched.
-        density: A number or numbers by class name (all at once, at step 0), or a
-            schedule:
+        density: Share to keep: a number or numbers by class name (removed at once, at
+            step 0), or a schedule:
 
             - cubic: `optax.polynomial_schedule(1, final, 3, steps, begin)`
               (Zhu and Gupta 2017)
@@ -61,10 +61,10 @@ def prune(
         score: (groups, parameters) -> scores; may close over data and a loss.
         choose: `(groups, scores, density, within=masks) -> masks`: `keep` or `n_of_m`,
             their options bound with `functools.partial`.
-        every: Steps between two choices. A choice sorts all groups, which for single
-            weights is not free (on a CPU core 0.2 microseconds each, 0.7 with scope
+        every: Steps between two choices. A choice ranks all groups, which for single
+            weights takes time (0.2 microseconds each on a CPU core, 0.7 with scope
             `global`); holding the masks in between costs next to nothing.
-        until: Last step of a choice; None for no end.
+        until: Last step at which groups are chosen; None for no limit.
 
     Returns:
         A transformation whose state holds the masks.

@@ -22,16 +22,17 @@ def one_cycle(
     steepness: float = 14.0,
     offset: float = 5.0,
 ) -> Callable[[ArrayLike], Float[Array, ""]]:
-    """A density that falls along a logistic curve, once, over the whole of training.
+    """A density that falls once along a logistic curve, over all of training.
 
-    `d(t) = initial + (final - initial) * (1 + e^(b-a)) / (1 + e^(b - a*t))`, with t
-    from 0 to 1 over `steps`, a = steepness, b = offset; `initial` before `begin`.
+    `d(t) = initial + (final - initial) * (1 + e^(b-a)) / (1 + e^(b - a*t))`, where t
+    goes from 0 to 1 in `steps` steps, a = steepness, b = offset; `initial` before
+    `begin`.
 
     Args:
         final: Density at the end.
-        steps: Length of the fall.
-        begin: Step at which it begins.
-        initial: Density before.
+        steps: Number of steps over which it falls.
+        begin: First step of the fall.
+        initial: Density before the fall.
         steepness: a.
         offset: b.
 

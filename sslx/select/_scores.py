@@ -39,10 +39,10 @@ Loss: TypeAlias = Callable[[Any], Float[Array, ""]]
 
 
 def sum_abs(groups: Groups, params: PyTree) -> dict[str, Array]:
-    """`s_g = sum_{i in g} |w_i|`: the score of the granularity paper.
+    """`s_g = sum_{i in g} |w_i|`: the l1 norm of every group.
 
-    For the l2 norm in its place use `sslx.norms`. Groups of different sizes are not
-    comparable by either; divide by `groups.sizes`, or see `lamp`.
+    For the l2 norm use `sslx.norms`. Neither compares groups of different sizes: divide
+    by `groups.sizes`, or see `lamp`.
 
     Args:
         groups: The groups.
@@ -51,17 +51,17 @@ def sum_abs(groups: Groups, params: PyTree) -> dict[str, Array]:
     Returns:
         Class name -> scores, shaped and with classes left out as in `norms`.
 
-    Source: Mao et al. 2017 (from memory).
+    Source: for filters, Li et al. 2017.
     """
     leaves, _ = flatten(params)
     return sums_of(present(groups, leaves), leaves, jnp.abs)
 
 
 def only(groups: Groups, pattern: str) -> Groups:
-    """The same groups, seen through some of their leaves.
+    """The same groups, restricted to some of their leaves.
 
-    Scores of the result fit the full groups: a channel may be scored by its BatchNorm
-    scale alone and removed from everything it lies in.
+    Scores of the result fit the full groups: a channel can be scored by its BatchNorm
+    scale alone and then removed from every leaf it lies in.
 
     Args:
         groups: The groups, such as those of `coupled`.
@@ -71,7 +71,7 @@ def only(groups: Groups, pattern: str) -> Groups:
         Groups with the same names and shapes.
 
     Raises:
-        ValueError: A class has no such leaf.
+        ValueError: A class has no leaf that matches.
 
     Example:
         >>> norms(only(groups, "bn1/scale"), params)  # |gamma| of each channel
@@ -101,7 +101,7 @@ def taylor(
     key: Array | None = None,
     batch_size: int = 8,
 ) -> dict[str, Array]:
-    """Squared change of the loss that a Taylor expansion foresees for removal.
+    """Squared change of the loss on removal, as predicted by a Taylor expansion.
 
     order 1: `s_g = (dL/df_g)^2 = (sum_{i in g} w_i dL/dw_i)^2`
     order 2: `s_g = (-dL/df_g + d2L/df_g^2 / 2)^2`, with
@@ -111,12 +111,12 @@ def taylor(
         groups: The groups.
         params: Parameters.
         loss: Parameters -> loss on some data. Average the scores of several batches.
-        order: Of the expansion.
-        probes: None for exact curvatures, one Hessian product per group; a number for
-            Hutchinson's estimate from that many random signs, with errors from
-            interactions between groups.
-        key: For `probes`.
-        batch_size: Hessian products computed at once.
+        order: Order of the expansion.
+        probes: For order 2. None computes exact curvatures, one Hessian-vector product
+            per group; a number takes Hutchinson's estimate from that many vectors of
+            random signs, whose error comes from interactions between groups.
+        key: Random key; needed with `probes`.
+        batch_size: Hessian-vector products computed at once.
 
     Returns:
         Class name -> scores.
@@ -168,10 +168,10 @@ def fisher(
     Args:
         groups: The groups.
         params: Parameters.
-        loss: (parameters, batch) -> mean loss of the batch; is called on batches of one
-            example, so that nothing in it may depend on the rest of the batch.
+        loss: (parameters, batch) -> mean loss of the batch. Called on batches of one
+            example, so it must not depend on the rest of the batch (batch statistics).
         batch: Arrays with the examples along their first axis.
-        batch_size: Examples at once; memory is that many gradients.
+        batch_size: Examples at once; memory holds that many gradients.
 
     Returns:
         Class name -> scores.
@@ -194,8 +194,8 @@ def fisher(
 def lamp(scores: Scores) -> dict[str, Array]:
     """`s_g <- s_g^2 / sum_{h in class, s_h >= s_g} s_h^2`: comparable across layers.
 
-    Every class's best group scores 1, so that a global choice never empties a layer
-    before the others.
+    The best group of every class scores 1, so that a global choice never empties one
+    layer before the others.
 
     Args:
         scores: Class name -> magnitudes, such as `norms(groups, params)`.
@@ -219,7 +219,7 @@ def lamp(scores: Scores) -> dict[str, Array]:
 
 
 def geometric_median(groups: Groups, params: PyTree) -> dict[str, Array]:
-    """`s_g = sum_{h in class} |w_g - w_h|_2`: low for groups that others replace.
+    """`s_g = sum_{h in class} |w_g - w_h|_2`: low for groups that others can replace.
 
     Args:
         groups: The groups; those of a class must have the same number of slices in

@@ -1,7 +1,8 @@
-"""How much each class of groups alone can lose, and densities chosen from that."""
+"""Sensitivity of the loss to each class of groups, and densities chosen from it."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from sslx._arguments import expect_number
 from sslx._groups.classes import Groups
 from sslx._groups.groups import scale
+from sslx._table import Table, Tabular
 from sslx.select._keep import Costs, keep
 from sslx.select._scores import Loss, Scores
 
@@ -20,12 +22,12 @@ _TILT = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
-class Sensitivity:
-    """Loss with one class of groups at a time thinned out.
+class Sensitivity(Tabular):
+    """Loss with one class of groups pruned at a time.
 
     Attributes:
         densities: Shares kept, ascending, below 1.
-        losses: Class name -> loss at each density, all other classes being whole.
+        losses: Class name -> loss at each density, all other classes whole.
         baseline: Loss with all classes whole.
     """
 
@@ -33,22 +35,44 @@ class Sensitivity:
     losses: Mapping[str, Float[np.ndarray, " D"]]
     baseline: float
 
+    def _table(self) -> Table:
+        rows = [
+            [name, *(f"{loss:.4g}" for loss in losses)]
+            for name, losses in self.losses.items()
+        ]
+        head = ["loss at density", *(f"{density:g}" for density in self.densities)]
+        return Table(head, rows, [f"nothing removed: {self.baseline:.4g}"])
+
+    def plot(self, label: str = "loss") -> Any:
+        """A panel per class: its loss by density (`sslx.report.sensitivity`).
+
+        Args:
+            label: What the loss is, with unit.
+
+        Returns:
+            A `matplotlib.figure.Figure`; needs the extra `sslx[report]`.
+        """
+        from sslx import report
+
+        return report.sensitivity(self.densities, self.losses, self.baseline, label)
+
     def allocate(self, costs: Costs, budget: float | int) -> dict[str, float]:
-        """Densities under a budget, at which every class alone costs the same loss.
+        """Densities under a budget that raise the loss equally, each class alone.
 
         `density_c(t) = min {d : loss_c(d') <= baseline + t for all d' >= d}`, linear
-        between the densities measured, not below the smallest of them; t is such that
-        `sum_c density_c(t) * cost_c = budget`.
+        between the measured densities and never below the smallest of them, with t such
+        that `sum_c density_c(t) * cost_c = budget`.
 
         Args:
             costs: Class name -> cost per group; see `keep`.
-            budget: Costs to keep, of the classes here.
+            budget: Total cost to keep over these classes, in the unit of `costs`.
 
         Returns:
             Class name -> density, for `keep(groups, scores, densities)`.
 
         Raises:
-            ValueError: The densities measured do not reach down to the budget.
+            ValueError: The smallest measured densities exceed the budget, a loss is
+                NaN, or a class has no costs.
 
         Source: layer densities from sensitivity curves: Han et al. 2015.
         """
@@ -102,16 +126,16 @@ def sensitivity(
     *,
     batch_size: int = 1,
 ) -> Sensitivity:
-    """Loss of the network with each class of groups alone kept to each density.
+    """Loss of the network with one class of groups at a time pruned to each density.
 
-    One compiled program runs all (class, density) pairs.
+    One compiled program evaluates all (class, density) pairs.
 
     Args:
         loss: Parameters -> loss, or error rate, on data it closes over.
         groups: The groups.
         params: Parameters.
-        scores: Class name -> scores, which say what goes first.
-        densities: Shares to keep, strictly between 0 and 1, or 0.
+        scores: Class name -> scores; the lowest are pruned first.
+        densities: Shares to keep, from 0 to below 1, all different.
         batch_size: Pairs computed at once, by `jax.vmap`; memory is that many copies
             of the parameters and activations. 1 is fastest on CPUs, where a
             convolution with several kernels at once is slow.
@@ -120,7 +144,7 @@ def sensitivity(
         Losses per class and density.
 
     Raises:
-        ValueError: A density outside 0 to 1, or two alike.
+        ValueError: A density is outside [0, 1), or occurs twice.
 
     Example:
         >>> found = sensitivity(loss, groups, params, scores, [0.1, 0.3, 0.5, 0.7])

@@ -170,8 +170,8 @@ class Twice(nnx.Module):
         return self.last(nnx.relu(self.first(x)) + self.again(2 * x))
 
 
-class Gain(nnx.Variable):
-    """A kind of variable that no library knows."""
+class Gain(nnx.Param):
+    """A kind of parameter that no library knows."""
 
 
 class Scaled(nnx.Module):
@@ -182,7 +182,7 @@ class Scaled(nnx.Module):
         self.out = nnx.Linear(features, 3, rngs=rngs())
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = self.inner(x) * self.gain[...]
+        y = self.inner(x) * self.gain[...][None]
         return self.out(y.reshape(-1, self.features))
 
 
@@ -193,6 +193,19 @@ class Words(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.out(nnx.relu(self.embed(jnp.asarray(4 * x, int) % 11)))
+
+
+class Gated(nnx.Module):
+    """One reader of a layer needs less of it than the other."""
+
+    def __init__(self) -> None:
+        self.first = nnx.Linear(8, 10, rngs=rngs())
+        self.gain = nnx.Param(jnp.ones((1, 10)))
+        self.a, self.b = (nnx.Linear(10, 3, rngs=rngs()) for _ in range(2))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.first(x)
+        return self.a(x) + self.b(nnx.relu(x * self.gain[...]))
 
 
 def heads_of(name: str, dead: slice = np.s_[6:12]) -> dict[str, Any]:
@@ -412,17 +425,71 @@ NNX = {
         | {"width": 7},
     ),
     "own variable": Case(lambda: Scaled(10), {"gain": DEAD}, (2, 8), {"features": 7}),
+    "read by two": Case(
+        Gated,
+        {"gain": np.s_[:, DEAD], "b/kernel": DEAD},
+        (2, 8),
+        {"first.out_features": 10, "b.in_features": 10},
+    ),
 }
 
 GONE = {
     "linear": Case(
-        lambda: Residual(linears()), dead_hidden("inner/", np.arange(10)), (2, 8), {}
+        lambda: Residual(linears()),
+        dead_hidden("inner/", np.arange(10)),
+        (2, 8),
+        {"inner.layers.0.out_features": 1, "inner.layers.2.in_features": 1},
     ),
     "attention": Case(
         lambda: Residual(Attention(20, 4)),
         heads_of("inner/", np.s_[0:24]),
         (2, 5, 20),
         {"inner.heads": 4},
+    ),
+}
+
+
+PLACES = np.r_[4:8, 1, 9, 13]  # a group of four, and one place of every other group
+
+
+class Stream(nnx.Module):
+    """What its last layer does not read of the stream, its norm counts."""
+
+    def __init__(self) -> None:
+        self.first = nnx.Linear(8, 10, rngs=rngs())
+        self.norm = nnx.LayerNorm(10, rngs=rngs())
+        self.mix = nnx.Linear(10, 10, rngs=rngs())
+        self.last = nnx.Linear(10, 3, rngs=rngs())
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.first(x)
+        return self.last(x + self.mix(nnx.relu(self.norm(x))))
+
+
+MEANS = {
+    "group norm": Case(
+        lambda: convs(nnx.GroupNorm(16, num_groups=4, rngs=rngs()), width=16),
+        dead_normed(PLACES),
+        IMAGES,
+        {"layers.1.num_groups": 3, "layers.1.group_size": 4}
+        | {"layers.0.out_features": 12, "layers.3.in_features": 12},
+    ),
+    "group norm without arrays": Case(
+        lambda: convs(
+            nnx.GroupNorm(16, 4, use_bias=False, use_scale=False, rngs=rngs()), width=16
+        ),
+        {"layers/0/kernel": np.s_[..., PLACES], "layers/0/bias": PLACES}
+        | {"layers/3/kernel": np.s_[..., PLACES, :]},
+        IMAGES,
+        {"layers.1.num_groups": 3, "layers.0.out_features": 12},
+    ),
+    "stream": Case(
+        Stream,
+        {"first/kernel": np.s_[:, DEAD], "first/bias": DEAD}
+        | {"norm/scale": DEAD, "norm/bias": DEAD}
+        | {"mix/kernel": np.s_[:, DEAD], "mix/bias": DEAD, "last/kernel": DEAD},
+        (2, 8),
+        {"first.out_features": 10, "mix.in_features": 10},
     ),
 }
 
@@ -547,6 +614,42 @@ EQUINOX = {
         | {"cell/bias": np.r_[2, 8, 14], "cell/bias_n": np.r_[2]},
         (2, 5, 4),
         {"cell.input_size": 4},
+        each,
+    ),
+}
+
+
+class Tokens(eqx.Module):
+    """A norm in groups over the features of every token."""
+
+    first: eqx.nn.Linear
+    norm: eqx.nn.GroupNorm
+    last: eqx.nn.Linear
+
+    def __init__(self, affine: bool):
+        self.first = eqx.nn.Linear(8, 16, key=key())
+        self.norm = eqx.nn.GroupNorm(4, 16, channelwise_affine=affine)
+        self.last = eqx.nn.Linear(16, 3, key=key())
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.last(jax.nn.relu(self.norm(self.first(x))))
+
+
+EQUINOX_MEANS = {
+    "group norm": Case(
+        lambda: Tokens(affine=True),
+        {"first/weight": PLACES, "first/bias": PLACES}
+        | {"norm/weight": PLACES, "norm/bias": PLACES},
+        (2, 8),
+        {"norm.groups": 3, "norm.channels": 12, "last.in_features": 12},
+        each,
+    ),
+    "group norm without arrays": Case(
+        lambda: Tokens(affine=False),
+        {"first/weight": PLACES, "first/bias": PLACES}
+        | {"last/weight": np.s_[:, PLACES]},
+        (2, 8),
+        {"norm.groups": 3, "first.out_features": 12, "last.in_features": 12},
         each,
     ),
 }

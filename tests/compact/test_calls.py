@@ -145,11 +145,11 @@ def chain(p: Any, x: Any) -> Any:
     return x.sum(-1)
 
 
-@pytest.mark.parametrize(("rounds", "widths"), [(0, {3}), (-60, {3, 4})])
+@pytest.mark.parametrize(("passes", "widths"), [(0, {3}), (-60, {3, 4})])
 def test_chained_layers_die_one_after_the_other(
-    rounds: int, widths: set[int], monkeypatch: Any
+    passes: int, widths: set[int], monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(fixed_point, "_ROUNDS", rounds)
+    monkeypatch.setattr(fixed_point, "_PASSES", passes)
     params = [jnp.eye(4) for _ in range(16)]
     params[0] = params[0].at[1, 1].set(0)
     small = sslx.compact(chain, check=True)(params, X)

@@ -114,6 +114,7 @@ def test_units_of_networks_as_people_publish_them(name: str, x64) -> None:
     assert sorted(c.count for c in units.classes) == counts[name]
 
 
+SLOW = pytest.mark.slow
 ACTIVATIONS = {
     "relu6": jax.nn.relu6,
     "clip": lambda x: jnp.minimum(jnp.maximum(x, 0), 6.0),
@@ -127,7 +128,13 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("relu6", "softplus") else SLOW)
+        for name in ACTIVATIONS
+    ],
+)
 def test_units_go_through_depthwise_convolutions_after(name: str, x64) -> None:
     make, act = Maker(0), ACTIVATIONS[name]
     make.weights(a=(1, 1, 2, 6), b=(3, 3, 1, 6), c=(6, 2))
@@ -186,9 +193,9 @@ def test_what_removes_nothing_or_takes_others_along_is_no_unit(x64) -> None:
         "a[1]": 6,
         "qkv[2]": 4,
     }
-    text = units.describe()
-    assert "kept whole by having nothing else: only[1], wide[0]" in text
-    assert "bias[0]" in text and "qkv[1]" in text
+    notes = "\n".join(units.notes)
+    assert "kept whole by having nothing else: only[1], wide[0]" in notes
+    assert "bias[0]" in notes and "qkv[1]" in notes
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -303,7 +310,7 @@ def test_tied_embeddings_and_stacked_layers(x64) -> None:
     assert "kept whole by" in units.describe()
 
 
-KINDS = {
+NAMED = {
     "mixer": {"embed": "residual stream", "a": "unit", "c": "FFN unit"},
     "vision_transformer": {
         "embed": "residual stream",
@@ -325,7 +332,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", NAMED)
 def test_units_say_what_they_are(name: str) -> None:
     made = model(name)
     with jax.numpy_rank_promotion("allow"):
@@ -333,7 +340,7 @@ def test_units_say_what_they_are(name: str) -> None:
     found: dict[str, str] = {}
     for c in units.classes:
         found.setdefault(c.name.partition("[")[0], c.kind)
-    assert found == KINDS[name]
+    assert found == NAMED[name]
     assert all(len(line) <= 80 for line in units.describe().splitlines())
     for kind in set(found.values()):
         assert {c.kind for c in units.of_kind(kind).classes} == {kind}

@@ -84,7 +84,7 @@ def main(root: pathlib.Path, count: int) -> None:
     warnings.filterwarnings("ignore", message=".*os.fork.*")
     models.MODELS["lenet"] = Tiny
     digits = few_digits()
-    cifar_ssl.data = types.SimpleNamespace(load=lambda *_: digits)
+    cifar_ssl.image_sets = types.SimpleNamespace(load=lambda *_: digits)
     jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

@@ -265,6 +265,7 @@ def test_depthwise_families_are_inner(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(out, network.apply(zeros, x), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_networks_end_to_end(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -198,7 +198,15 @@ def test_penalty_stops_at_the_target_and_zeros_stay(resnet):
             met_at, zeros = count, sslx.alive(groups, params)
             penalty = float(watch(params)["penalty"])
     assert met_at is not None and 10 < met_at < 150
-    seen = {name: float(value) for name, value in watch(params).items()}
+    seen = watch(params)
+    norms = seen.pop("norms")
+    assert len(norms) == len(groups.classes)
+    for (name, row), alive in zip(norms.items(), zeros.values(), strict=True):
+        share = np.linspace(0, 1, 5)
+        dead = np.mean(~alive)
+        assert (np.diff(row) >= 0).all() and row[-1] > 0, name
+        assert (row == 0).sum() == pytest.approx((share < dead).sum(), abs=1), name
+    seen = {name: float(value) for name, value in seen.items()}
     assert 0.3 <= seen["removed_macs"] < 0.45
     assert seen["zero_groups"] == sum(int((~x).sum()) for x in zeros.values())
     now = sslx.alive(groups, params)

@@ -52,7 +52,7 @@ def check(config):
             cells = bits["stored"] + bits["fillers"]
             assert bits["relative"] == cells * (4 + 8 * size)
     page = (config.run / "report" / "report.html").read_text()
-    assert page.count("data:image/png") == 3
+    assert page.count("data:image/png") == 4
     return record
 
 
@@ -84,7 +84,7 @@ def test_grains_of_two_seeds_have_error_bars(tmp_path):
 def test_zeros_stay_and_the_next_density_starts_from_them(finished):
     run = runs.Run(finished.run / "seed-0", granularity.STAGES[:-1])
     seeded = granularity.Seeded(**vars(finished), seed=0)
-    arrays = granularity.data.load("digits")
+    arrays = granularity.image_sets.load("digits")
     context = granularity_stages.Context(seeded, run, arrays)
     networks = {(p.grain, p.density): p for p in granularity_stages.points(context)}
     for grain in finished.grains:

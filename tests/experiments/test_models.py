@@ -8,6 +8,8 @@ from experiments import models
 from experiments.models import plain
 from sslx import measure
 
+SLOW = pytest.mark.slow
+
 
 def cost(name, shape=(32, 32, 3), classes=10):
     return cost_of(models.create(name, classes), shape)
@@ -64,11 +66,11 @@ def test_lenet_and_convnet_cost_what_caffe_counts():
     [
         # Network Slimming's tables; its FLOPs, halved, count BatchNorm too.
         ("vgg19", 10, 20.04e6, 7.97e8 / 2),
-        ("vgg19", 100, 20.08e6, 7.97e8 / 2),
-        ("densenet40", 10, 1.02e6, 5.33e8 / 2),
         ("densenet40", 100, 1.06e6, 5.33e8 / 2),
-        ("resnet164", 10, 1.70e6, 4.99e8 / 2),
-        ("resnet164", 100, 1.73e6, 5.00e8 / 2),
+        pytest.param("vgg19", 100, 20.08e6, 7.97e8 / 2, marks=SLOW),
+        pytest.param("densenet40", 10, 1.02e6, 5.33e8 / 2, marks=SLOW),
+        pytest.param("resnet164", 10, 1.70e6, 4.99e8 / 2, marks=SLOW),
+        pytest.param("resnet164", 100, 1.73e6, 5.00e8 / 2, marks=SLOW),
         # Distiller's model zoo.
         ("vgg16", 10, 14.7e6, 313e6),
     ],
@@ -86,7 +88,11 @@ def test_densenet40_with_24_first_channels_is_the_one_hrank_counts():
 
 
 @pytest.mark.parametrize(
-    ("name", "bottleneck"), [("densenet100", False), ("densenet100bc", True)]
+    ("name", "bottleneck"),
+    [
+        pytest.param("densenet100", False, marks=SLOW),
+        pytest.param("densenet100bc", True, marks=SLOW),
+    ],
 )
 def test_densenet100_costs_what_its_definition_says(name, bottleneck):
     layers, growth, width = (16, 12, 24) if bottleneck else (32, 12, 16)

@@ -2,6 +2,7 @@ import dataclasses
 import os
 import pathlib
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tensorboardX.proto import event_pb2
 
 from experiments.data import image_sets
 from experiments.training import checkpoints, loop
@@ -112,9 +114,10 @@ def test_every_epoch_sees_every_image_once_in_another_order():
 def test_a_run_cut_at_a_checkpoint_ends_with_the_same_bits(digits, tmp_path):
     options = Options(epochs=2, batch=256, log_every=2)
     whole = loop.fit(tiny_stage(), digits, options, tmp_path / "whole")
-    half = dataclasses.replace(options, epochs=1)
+    told = dataclasses.replace(options, tensorboard=True)
+    half = dataclasses.replace(told, epochs=1)
     loop.fit(tiny_stage(), digits, half, tmp_path / "cut")
-    rest = loop.fit(tiny_stage(), digits, options, tmp_path / "cut")
+    rest = loop.fit(tiny_stage(), digits, told, tmp_path / "cut")
     assert_bits(whole, rest)
     logs = [
         [
@@ -125,6 +128,24 @@ def test_a_run_cut_at_a_checkpoint_ends_with_the_same_bits(digits, tmp_path):
     ]
     assert logs[0] == logs[1]
     assert [row["step"] for row in logs[0]] == [2, 4, 5, 6, 8, 10]
+    assert not (tmp_path / "whole" / "tensorboard").exists()
+    losses = events(tmp_path / "cut" / "tensorboard", "loss")
+    assert losses == {row["step"]: np.float32(row["loss"]) for row in logs[1]}
+
+
+def events(folder: pathlib.Path, name: str) -> dict[int, float]:
+    """What TensorBoard is told of one figure, by step."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            (size,) = struct.unpack_from("<Q", data, at)
+            event = event_pb2.Event.FromString(data[at + 12 : at + 12 + size])
+            at += 12 + size + 4
+            for value in event.summary.value:
+                if value.tag == name:
+                    found[event.step] = value.simple_value
+    return found
 
 
 KILLED = """

@@ -21,7 +21,7 @@ MODELS: dict[str, Callable[[], Subject]] = {}
 
 
 def _library(name: str) -> Any:
-    reason = f"public models of {name} are not tested: pip install 'sslx[public]'"
+    reason = f"public models of {name} are not tested: pip install --group public"
     return pytest.importorskip(name, reason=reason)
 
 

@@ -14,7 +14,8 @@ import pytest
 from jax import lax
 
 import sslx
-from sslx._compact.analysis.liveness import Facts, Liveness, full
+from sslx._compact.analysis.facts import Facts, full
+from sslx._compact.analysis.liveness import Liveness
 from sslx._compact.jaxpr.program import trace
 
 SETTINGS = list(itertools.product(("auto", "align", "scatter"), ("fold", "keep")))
@@ -281,7 +282,7 @@ MOVED = {
 def test_what_a_function_does_at_zero_is_known(name: str, wrap, x64) -> None:
     fn = {**VANISHING, **MOVED}[name]
     program, _, _ = trace(wrap(fn), np.ones((4, 5)))
-    live = Liveness(program, fold=True)
+    live = Liveness(program, fold_constants=True)
     (x,) = program.inputs
     dead = np.arange(5) == 2
     masks = [full(x, False)[0], dead]

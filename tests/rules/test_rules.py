@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sslx._compact.analysis.constants import require as require_constants
-from sslx._compact.analysis.control_flow import BODIES
-from sslx._compact.analysis.liveness import Facts, Liveness, full
+from sslx._compact.analysis.body import BODIES
+from sslx._compact.analysis.constants import require_constants
+from sslx._compact.analysis.facts import Facts, full
+from sslx._compact.analysis.liveness import Liveness
 from sslx._compact.jaxpr.masks import Masks, is_region, uniform
 from sslx._compact.jaxpr.program import trace
 from sslx._compact.rewrite.rewriter import Rewriter
@@ -98,7 +99,7 @@ class Trial:
         self.operands = [Operand(rng, given, kind) for given in form.operands]
         arrays = [x.array for x in self.operands]
         self.program, self.treedef, _ = trace(form.fn, *arrays)
-        self.live = Liveness(self.program, fold=bool(rng.random() < 0.6))
+        self.live = Liveness(self.program, fold_constants=bool(rng.random() < 0.6))
         self.facts = [x.facts for x in self.operands]
         self.claims = self.live.forward(self.facts)
         self.uniform = [
@@ -113,7 +114,7 @@ class Trial:
             x.other(self._read(v))
             for x, v in zip(self.operands, self.program.inputs, strict=True)
         ]
-        while self.live.narrow():
+        while self.live.prune():
             self.live.forward(self.facts)
             self.live.backward(self.wanted)
             require_constants(self.live, self.wanted)
@@ -144,7 +145,7 @@ class Trial:
             for x, v in zip(self.operands, self.program.inputs, strict=True)
         ]
 
-    def carriers(self) -> list[Any]:
+    def constants(self) -> list[Any]:
         """The operands, right only where constants are read."""
         rows = []
         for x, value in zip(self.operands, self.program.inputs, strict=True):
@@ -162,7 +163,7 @@ class Trial:
         alive = [self.live.alive(v) for v in self.program.inputs]
         rows = zip(held, alive, strict=True)
         pairs = [(x, m) if is_region(m) else None for x, m in rows]
-        return Rewriter(self.live, self.carriers()).run(pairs, self.wanted)
+        return Rewriter(self.live, self.constants()).run(pairs, self.wanted)
 
     def check(self, dense, moved, spared, small) -> None:
         for o, claim in enumerate(self.claims):

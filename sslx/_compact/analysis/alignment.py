@@ -4,6 +4,15 @@ An operand that lacks slices its consumer wants must be scattered into place; on
 has more than the consumer wants must be gathered. Either moves elements to save
 multiplications. `MACS_PER_MOVE` is the exchange rate: on a 2-core AVX-512 CPU XLA did
 about 1e11 multiply-adds, or moved about 1e9 channel-indexed elements, a second.
+
+`align` looks at every equation that runs. For each operand, the slices that are wanted
+but not computed are those a scatter would fill with zeros. To compute the zeros instead
+costs the multiply-adds behind them (`_Macs`); where that is less than the move, they
+are forced, and all that they are made of with them. For each sum of data and weights,
+the slices of the data that the sum leaves out are those a gather would drop; to keep
+the zero weights that meet them costs their products with the outputs. Weights are moved
+once and for all, so zeros in them always stay. As forced slices are needed by
+nothing before, the whole analysis runs again until nothing more is forced.
 """
 
 import math
@@ -12,9 +21,11 @@ from typing import Literal
 
 import numpy as np
 
-from sslx._compact.analysis.control_flow import Call, Rewired
-from sslx._compact.analysis.liveness import Liveness, full
-from sslx._compact.jaxpr.masks import Mask, Masks
+from sslx._compact.analysis.control_flow import CallBody, ControlFlowBody
+from sslx._compact.analysis.facts import full
+from sslx._compact.analysis.forcing import force, force_operands
+from sslx._compact.analysis.liveness import Liveness
+from sslx._compact.jaxpr.masks import Mask, Masks, some, without
 from sslx._compact.jaxpr.program import Equation, Value
 from sslx._compact.rules.relation import Summed
 
@@ -22,75 +33,72 @@ Alignment = Literal["auto", "align", "scatter"]
 MACS_PER_MOVE = 100
 
 
-def settle(
+def align(
     liveness: Liveness,
     alignment: Alignment,
     outputs: Sequence[tuple[Value, Masks]] = (),
 ) -> bool:
-    """Force what is better kept computed; whether anything was.
+    """Force slices that cost less to compute than to move; whether any were.
 
-    `outputs` are slices that the results line up with if all is aligned; else they are
-    moved into place once, at the very end.
+    `outputs` are slices that the results line up with if all is aligned; otherwise they
+    are moved into place once, at the very end.
     """
-    work = _Work(liveness)
+    macs = _Macs(liveness)
     changed = False
     for value, target in outputs if alignment == "align" else ():
         missing = _missing(liveness, value, target)
-        if missing and all(m.any() for m in liveness.alive(value)):
-            changed |= liveness.force(value, missing)
+        if missing and liveness.computed(value):
+            changed |= force(liveness, value, missing)
     for eqn in liveness.program.equations:
         if not liveness.runs(eqn):
             continue
         body = liveness.inner.get(eqn)
-        if isinstance(body, Call):
-            changed |= settle(body.inside, alignment)
-            for k, masks in body.forced():
-                changed |= liveness.force(eqn.inputs[k], masks, eqn)
-        elif isinstance(body, Rewired):
-            changed |= _settle_rewired(liveness, eqn, body, alignment)
+        if isinstance(body, CallBody):
+            changed |= align(body.inside, alignment)
+            changed |= force_operands(liveness, eqn)
+        elif isinstance(body, ControlFlowBody):
+            changed |= _align_control_flow(liveness, eqn, body, alignment)
         elif body is None:
-            changed |= _settle_equation(liveness, eqn, alignment, work)
+            changed |= _align_equation(liveness, eqn, alignment, macs)
     return changed
 
 
-def _settle_rewired(
-    liveness: Liveness, eqn: Equation, body: Rewired, alignment: Alignment
+def _align_control_flow(
+    liveness: Liveness, eqn: Equation, body: ControlFlowBody, alignment: Alignment
 ) -> bool:
-    """What the bodies produce lines up with what is wanted of them, as do operands."""
+    """Line up what the programs produce, and their operands, with what is wanted."""
     changed = False
     for number, inside in enumerate(body.insides):
-        changed |= settle(inside, alignment)
+        changed |= align(inside, alignment)
         if alignment == "scatter":
             continue
         rows = zip(inside.program.outputs, body.wanted_of(number), strict=True)
         for value, masks in rows:
             missing = _missing(inside, value, masks)
-            if missing and all(a.any() for a in inside.alive(value)):
-                changed |= inside.force(value, missing)
-    for k, masks in body.forced():
-        changed |= liveness.force(eqn.inputs[k], masks, eqn)
+            if missing and inside.computed(value):
+                changed |= force(inside, value, missing)
+    changed |= force_operands(liveness, eqn)
     for value, target in zip(eqn.inputs, liveness.targets(eqn), strict=True):
         missing = _missing(liveness, value, target)
-        alive = all(a.any() for a in liveness.alive(value))
-        weight = liveness.of(value).weight
-        if missing and (weight or (alignment != "scatter" and alive)):
-            changed |= liveness.force(value, missing, eqn)
+        moves = alignment != "scatter" and liveness.computed(value)
+        if missing and (moves or liveness.of(value).weight):
+            changed |= force(liveness, value, missing, eqn)
     return changed
 
 
-class _Work:
+class _Macs:
     """Multiply-adds behind one element of a value, as produced now."""
 
     def __init__(self, liveness: Liveness):
         self.per_element: dict[Value, float] = {}
         for eqn in liveness.program.equations:
             if eqn.name in ("dot_general", "conv_general_dilated"):
-                work = _fan_in(liveness, eqn)
+                count = _fan_in(liveness, eqn)
             else:
-                work = max((self.of(v) for v in eqn.inputs), default=0.0)
-            self.per_element.update((v, work) for v in eqn.outputs)
+                count = max((self.behind(v) for v in eqn.inputs), default=0.0)
+            self.per_element.update((v, count) for v in eqn.outputs)
 
-    def of(self, value: Value) -> float:
+    def behind(self, value: Value) -> float:
         return self.per_element.get(value, 0.0)
 
 
@@ -108,9 +116,8 @@ def _missing(liveness: Liveness, value: Value, target: Masks) -> Masks | None:
     """Wanted slices that are not computed."""
     if value.literal is not None:
         return None
-    alive = liveness.alive(value)
-    missing = [t & ~a for t, a in zip(target, alive, strict=True)]
-    return missing if any(m.any() for m in missing) else None
+    missing = without(target, liveness.alive(value))
+    return missing if any(map(some, missing)) else None
 
 
 def _better_kept(
@@ -119,20 +126,20 @@ def _better_kept(
     target: Masks,
     missing: Masks,
     alignment: Alignment,
-    work: "_Work",
+    macs: _Macs,
 ) -> bool:
     """Whether to compute zeros costs less than to move what is not zero."""
     if liveness.of(value).weight:
         return True
-    if not all(m.any() for m in liveness.alive(value)):
+    if not liveness.computed(value):
         return False
-    saved = max(m.sum() for m in missing) * work.of(value)
+    saved = max(m.sum() for m in missing) * macs.behind(value)
     cheap = bool(saved < MACS_PER_MOVE * max(t.sum() for t in target))
     return alignment == "align" or (alignment == "auto" and cheap)
 
 
-def _settle_equation(
-    liveness: Liveness, eqn: Equation, alignment: Alignment, work: _Work
+def _align_equation(
+    liveness: Liveness, eqn: Equation, alignment: Alignment, macs: _Macs
 ) -> bool:
     rel, changed = liveness.relations[eqn], False
     targets = liveness.targets(eqn)
@@ -141,37 +148,37 @@ def _settle_equation(
         if missing is None:
             continue
         unlinked = not (rel.links and rel.known)
-        keep = unlinked and all(m.any() for m in liveness.alive(value))
-        if keep or _better_kept(liveness, value, target, missing, alignment, work):
-            changed |= liveness.force(value, missing, eqn)
+        keep = unlinked and liveness.computed(value)
+        if keep or _better_kept(liveness, value, target, missing, alignment, macs):
+            changed |= force(liveness, value, missing, eqn)
     if alignment != "scatter":
-        changed |= _settle_sums(liveness, eqn, targets, alignment)
+        changed |= _align_sums(liveness, eqn, targets, alignment)
     return changed
 
 
-def _settle_sums(
+def _align_sums(
     liveness: Liveness, eqn: Equation, targets: list[Masks], alignment: Alignment
 ) -> bool:
-    """Keep zero weights where leaving them out would need a gather that costs more."""
+    """Keep zero weights where the gather that leaves them out would cost more."""
     changed = False
     for members in liveness.relations[eqn].sums:
         if len(members) != 2:
             continue
         for here, other in (members, members[::-1]):
             value, partner = eqn.inputs[here.operand], eqn.inputs[other.operand]
-            if liveness.of(value).settled or not liveness.of(partner).static:
+            if liveness.of(value).all_constant or not liveness.of(partner).static:
                 continue
             alive = liveness.alive(value)[here.axis]
             target = targets[here.operand][here.axis]
             extra = alive & ~target
-            if not extra.any():
+            if not some(extra):
                 continue
-            out_work = _outputs_per_position(liveness, eqn, other.operand)
-            saved = extra.sum() * out_work
+            saved = extra.sum() * _outputs_per_position(liveness, eqn, other.operand)
             if alignment == "align" or saved < MACS_PER_MOVE * target.sum():
                 masks = full(partner, False)
-                masks[other.axis] = _translate(extra, here.label, other, partner)
-                changed |= liveness.force(partner, masks, eqn)
+                size = partner.shape[other.axis]
+                masks[other.axis] = translate(extra, here, other, size)
+                changed |= force(liveness, partner, masks, eqn)
     return changed
 
 
@@ -183,10 +190,6 @@ def _outputs_per_position(liveness: Liveness, eqn: Equation, kernel: int) -> flo
     return float(math.prod(n for a, n in enumerate(sizes) if a not in summed))
 
 
-def _translate(
-    mask: Mask, label: np.ndarray | None, other: Summed, partner: Value
-) -> Mask:
-    labels = np.arange(mask.size) if label is None else label
-    size = partner.shape[other.axis]
-    theirs = np.arange(size) if other.label is None else other.label
-    return np.isin(theirs, labels[mask])
+def translate(mask: Mask, mine: Summed, theirs: Summed, size: int) -> Mask:
+    """The slices of one member of a sum that meet given slices of another."""
+    return np.isin(theirs.labels(size), mine.labels(mask.size)[mask])

@@ -1,8 +1,15 @@
-"""Slices that do not depend on the inputs: who needs them, and what they are.
+"""Slices that do not depend on the inputs: what needs them, and what they are made of.
 
-A removed filter followed by a bias or a normalisation leaves a constant channel.
-Its consumers need its value, never its computation: `require` finds which parameter
-slices such values come from; `sslx._compact.rewrite.constant_evaluation` computes them.
+A removed filter followed by a bias or a normalisation leaves a constant channel. What
+reads it needs its value, but not as part of the computation on data:
+`sslx._compact.rewrite.constant_evaluation` computes it from the variables.
+
+There are two ways to need one. A product of constant channels with weights is itself
+constant, and is added to the product of the others (`folded_terms`). Everywhere else
+the constant slices are put in place beside the computed ones (`filled`): where operands
+have to line up, where a call or a loop takes them, in the results. `require_constants`
+starts from these places and goes back through the equations, as the analysis of needs
+does, to the slices of variables that the constants are made of; the plan keeps these.
 """
 
 from collections.abc import Sequence
@@ -10,8 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sslx._compact.analysis.control_flow import Call
-from sslx._compact.analysis.liveness import Liveness, add, full, label_of, pull
+from sslx._compact.analysis.control_flow import CallBody
+from sslx._compact.analysis.facts import full
+from sslx._compact.analysis.liveness import Liveness
+from sslx._compact.analysis.needs import add, pull
 from sslx._compact.jaxpr.masks import Masks, both, is_region, some, within, without
 from sslx._compact.jaxpr.program import Equation, Value
 from sslx._compact.rules.relation import Summed
@@ -43,12 +52,12 @@ class FoldedTerms(NamedTuple):
     partner_mask: np.ndarray
 
 
-def folded(liveness: Liveness, equation: Equation) -> list[FoldedTerms]:
-    """The constant terms of a product that are not computed in it."""
+def folded_terms(liveness: Liveness, equation: Equation) -> list[FoldedTerms]:
+    """The constant terms of a product that are left out of it."""
     rows = []
     for members in liveness.relations[equation].sums:
         for here in members:
-            if not liveness.folds(equation, here):
+            if not liveness.folds_terms(equation, here):
                 continue
             facts = liveness.of(equation.inputs[here.operand])
             left = facts.constant[here.axis] > facts.zero[here.axis]
@@ -58,7 +67,8 @@ def folded(liveness: Liveness, equation: Equation) -> list[FoldedTerms]:
             left = left & _reaches(liveness, equation, here)
             (other,) = [m for m in members if m.operand != here.operand]
             partner = liveness.of(equation.inputs[other.operand])
-            mine, theirs = label_of(equation, here), label_of(equation, other)
+            theirs = other.labels(partner.zero[other.axis].size)
+            mine = here.labels(left.size)
             left = left & np.isin(mine, theirs[~partner.zero[other.axis]])
             if some(left):
                 hit = np.isin(theirs, mine[left])
@@ -67,7 +77,7 @@ def folded(liveness: Liveness, equation: Equation) -> list[FoldedTerms]:
 
 
 def _reaches(liveness: Liveness, equation: Equation, member: Summed) -> np.ndarray:
-    """Which slices are added to anything computed: in a grouped product a part's."""
+    """Slices that are added to anything computed (in a grouped product, by part)."""
     rel = liveness.relations[equation]
     size = equation.inputs[member.operand].shape[member.axis]
     reach = np.ones(size, bool)
@@ -78,7 +88,7 @@ def _reaches(liveness: Liveness, equation: Equation, member: Summed) -> np.ndarr
     return reach
 
 
-def require(liveness: Liveness, outputs: Sequence[Masks]) -> None:
+def require_constants(liveness: Liveness, outputs: Sequence[Masks]) -> None:
     """Find the constant slices needed of every value, given the wanted outputs."""
     liveness.constant_need = {}
     for value, masks in zip(liveness.program.outputs, outputs, strict=True):
@@ -90,7 +100,7 @@ def _propagate(liveness: Liveness) -> None:
     need = liveness.constant_need
     for eqn in reversed(liveness.program.equations):
         body = liveness.inner.get(eqn)
-        if isinstance(body, Call):
+        if isinstance(body, CallBody):
             if body.is_custom and liveness.runs(eqn):
                 for outer, value in zip(
                     eqn.inputs, body.inside.program.inputs, strict=True
@@ -128,7 +138,7 @@ def _through_call(liveness: Liveness, eqn: Equation, inside: Liveness) -> None:
     for outer, value in zip(eqn.outputs, inside.program.outputs, strict=True):
         if outer in need:
             add(inside.constant_need, value, need[outer])
-        if liveness.runs(eqn) and inside.fold:
+        if liveness.runs(eqn) and inside.fold_constants:
             _seed_filled(inside, value, liveness.alive(outer))
     _propagate(inside)
     for outer, value in zip(eqn.inputs, inside.program.inputs, strict=True):
@@ -144,7 +154,7 @@ def _seed(liveness: Liveness, eqn: Equation) -> None:
     for _, _, steps in liveness.copies.chains(eqn):
         for piece in (p for step in steps for p in step.operands if p.axis is None):
             _seed_filled(liveness, piece.value, list(piece.region))
-    for row in folded(liveness, eqn):
+    for row in folded_terms(liveness, eqn):
         operand, partner = (eqn.inputs[m.operand] for m in (row.member, row.partner))
         wide = full(operand, True)
         add(need, operand, _replaced(wide, row.member.axis, row.mask))

@@ -1,25 +1,45 @@
-"""Equations that hold programs: calls, `cond`, `scan`, `while`."""
+"""Equations that hold programs: calls, `cond`, `scan`, `while`.
 
+A call passes facts and needs through its program. What `cond`, `scan` and `while` make
+has to have one shape whichever branch runs and however often a step does: facts hold if
+they do for every branch, or before and after a step, and what is wanted of the results
+is fixed (`wanted`) before the programs are rewritten. The carry of a loop is found by
+repetition: assume what holds at the start, run a step, drop what it does not preserve.
+"""
+
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
-from sslx._compact.analysis.liveness import BODIES, Body, Facts, Liveness, full
-from sslx._compact.jaxpr.masks import Masks
+from sslx._compact.analysis.body import BODIES, Body
+from sslx._compact.analysis.facts import Facts, full
+from sslx._compact.analysis.forcing import force
+from sslx._compact.analysis.liveness import Liveness
+from sslx._compact.jaxpr.masks import (
+    Masks,
+    both,
+    either,
+    is_region,
+    same,
+    within,
+    without,
+)
 from sslx._compact.jaxpr.program import Equation, Program, Value
 
 
-class Call(Body):
-    """One body, run once on the operands: `checkpoint`, a custom derivative.
+class CallBody(Body[Liveness]):
+    """One program, run once on the operands: `checkpoint`, a custom derivative.
 
-    In a call with a derivative rule of its own nothing is folded: what it reads are its
-    operands, which the rule may differentiate. Of constants, `custom_vjp` is no
-    function: its rule is known at the call's own shapes only.
+    In a call with a derivative rule of its own no constants are folded: the rule may
+    differentiate with respect to any operand. Constants do not come through a
+    `custom_vjp` call at all: its rule is known at the call's own shapes only.
     """
 
-    def __init__(self, equation: Equation, fold: bool):
+    def __init__(self, equation: Equation, fold_constants: bool):
         self.name = equation.name
-        self.inside = Liveness(equation.bodies[0], fold=fold and not self.is_custom)
+        folds = fold_constants and not self.is_custom
+        self.inside = Liveness(equation.bodies[0], fold_constants=folds)
         self.insides = (self.inside,)
         self.entries = [(0, k, k) for k in range(len(equation.inputs))]
         self.exits = [(0, k, k) for k in range(len(equation.outputs))]
@@ -41,28 +61,24 @@ class Call(Body):
         return self.inside.backward(alive)
 
     def force(self, output: int, masks: Masks) -> list[tuple[int, Masks]]:
-        """Force inside; what that forces of the body's inputs is the answer."""
+        """Force inside; returns what that forces of the operands."""
         program = self.inside.program
-        self.inside.force(program.outputs[output], masks)
+        force(self.inside, program.outputs[output], masks)
         return self.forced()
 
     def forced(self) -> list[tuple[int, Masks]]:
-        """Operands whose slices the body was made to keep."""
+        """Operands whose slices the program was made to keep."""
         return _forced(self.inside, range(len(self.inside.program.inputs)))
 
 
-class Rewired(Body):
-    """A body whose results line up with `wanted`, whatever is zero in them.
+class ControlFlowBody(Body[Liveness]):
+    """Programs whose results line up with `wanted`, whatever is zero in them.
 
     Attributes:
-      wanted: per output of the body, the slices it is made to produce.
+      wanted: per output, the slices that every program is made to produce.
     """
 
     wanted: list[Masks]
-
-    def forced(self) -> list[tuple[int, Masks]]:
-        """Operands whose slices the bodies were made to keep."""
-        raise NotImplementedError
 
     def wanted_of(self, number: int) -> list[Masks]:
         """What the outputs of one program have to line up with."""
@@ -70,36 +86,33 @@ class Rewired(Body):
         return self.wanted
 
 
-class Choice(Rewired):
-    """`cond`: one body of several; all line up with each other."""
+class CondBody(ControlFlowBody):
+    """`cond`: one program of several; the results of all line up."""
 
-    def __init__(self, equation: Equation, fold: bool):
-        del fold
-        self.insides = tuple(Liveness(p, fold=False) for p in equation.bodies)
-        operands, outputs = (
-            range(len(equation.inputs) - 1),
-            range(len(equation.outputs)),
-        )
-        several = range(len(self.insides))
-        self.entries = [(n, k, k + 1) for n in several for k in operands]
-        self.exits = [(n, k, k) for n in several for k in outputs]
+    def __init__(self, equation: Equation, fold_constants: bool):
+        del fold_constants
+        self.insides = tuple(Liveness(p, fold_constants=False) for p in equation.bodies)
+        branches = range(len(self.insides))
+        operands, outputs = len(equation.inputs) - 1, len(equation.outputs)
+        self.entries = [(n, k, k + 1) for n in branches for k in range(operands)]
+        self.exits = [(n, k, k) for n in branches for k in range(outputs)]
         self.wanted = []
 
     def forward(self, ins: list[Facts]) -> list[Facts]:
         """A slice is zero if every branch makes it so."""
-        given = [_seen(f.zero, f) for f in ins[1:]]
+        given = [_given(f.zero, f) for f in ins[1:]]
         rows = [inside.forward(given) for inside in self.insides]
         return [
-            _plain(_each("and", [f.zero for f in outs]))
+            _plain(functools.reduce(both, [f.zero for f in outs]))
             for outs in zip(*rows, strict=True)
         ]
 
     def backward(self, alive: list[Masks]) -> list[Masks]:
         """A slice is needed if any branch needs it."""
-        self.wanted = [_whole_or_nothing(m) for m in alive]
+        self.wanted = [_region_or_nothing(m) for m in alive]
         rows = [inside.backward(self.wanted) for inside in self.insides]
         needs = [
-            _each("or", [_whole_or_nothing(n) for n in row])
+            functools.reduce(either, [_region_or_nothing(n) for n in row])
             for row in zip(*rows, strict=True)
         ]
         return [[np.ones(1, bool)], *needs]
@@ -107,7 +120,7 @@ class Choice(Rewired):
     def force(self, output: int, masks: Masks) -> list[tuple[int, Masks]]:
         """Force in every branch."""
         for inside in self.insides:
-            inside.force(inside.program.outputs[output], masks)
+            force(inside, inside.program.outputs[output], masks)
         return self.forced()
 
     def forced(self) -> list[tuple[int, Masks]]:
@@ -135,11 +148,11 @@ def stacked(masks: Masks, outer: Value) -> Masks:
     return [steps, *masks] if len(outer.shape) > 1 else [steps]
 
 
-class Scan(Rewired):
-    """A body that runs once per step; the carry keeps one set of slices throughout."""
+class ScanBody(ControlFlowBody):
+    """`scan`: a step that runs repeatedly; its carry has the same slices throughout."""
 
-    def __init__(self, equation: Equation, fold: bool):
-        del fold
+    def __init__(self, equation: Equation, fold_constants: bool):
+        del fold_constants
         body = equation.bodies[0]
         carries = _same_rank(body.outputs, equation.outputs)
         consts = _same_rank(body.inputs, equation.inputs) - carries
@@ -153,7 +166,7 @@ class Scan(Rewired):
         consts: int,
         carries: int,
     ) -> None:
-        self.inside = Liveness(body, fold=False)
+        self.inside = Liveness(body, fold_constants=False)
         self.insides = (self.inside,)
         self.inputs, self.outputs = inputs, outputs
         self.consts, self.carries = consts, carries
@@ -164,13 +177,13 @@ class Scan(Rewired):
 
     @property
     def stop(self) -> int:
-        """Number of operands that every step gets whole."""
+        """Number of operands that are not stacked, one slice for every step."""
         return self.consts + self.carries
 
     def forward(self, ins: list[Facts]) -> list[Facts]:
         """The carry's facts are those that a step preserves."""
         inner = [
-            _seen(f.zero if k < self.stop else per_step(f.zero), f)
+            _given(f.zero if k < self.stop else per_step(f.zero), f)
             for k, f in enumerate(ins)
         ]
         for k in range(self.consts, self.stop):
@@ -180,8 +193,8 @@ class Scan(Rewired):
             stable = True
             for k in range(self.carries):
                 before = inner[self.consts + k].zero
-                after = [a & b for a, b in zip(before, outs[k].zero, strict=True)]
-                if any((a != b).any() for a, b in zip(before, after, strict=True)):
+                after = both(before, outs[k].zero)
+                if not same(before, after):
                     inner[self.consts + k] = _plain(after)
                     stable = False
             if stable:
@@ -195,10 +208,10 @@ class Scan(Rewired):
     ) -> list[Masks]:
         """What a step needs of the carry, the step before has to deliver.
 
-        With `carry`, slices of the carry that are needed besides.
+        `carry` are slices of the carry that are needed besides.
         """
         program = self.inside.program
-        wanted = [_whole_or_nothing(m) for m in alive]
+        wanted = [_region_or_nothing(m) for m in alive]
         wanted = [m if k < self.carries else any_step(m) for k, m in enumerate(wanted)]
         for k, more in enumerate(carry or ()):
             self._extend(wanted, k, more)
@@ -209,11 +222,11 @@ class Scan(Rewired):
                 break
         self.wanted = wanted
         needs = [
-            _whole_or_nothing(n) if v.shape else n
+            _region_or_nothing(n) if v.shape else n
             for n, v in zip(needs, program.inputs, strict=True)
         ]
         stacks = [
-            stacked(n, v) if _some(n) else full(v, False)
+            stacked(n, v) if is_region(n) else full(v, False)
             for n, v in zip(needs[self.stop :], self.inputs[self.stop :], strict=True)
         ]
         return [*needs[: self.consts], *wanted[: self.carries], *stacks]
@@ -222,26 +235,23 @@ class Scan(Rewired):
         """Add to what is wanted of a carry; whether that was new."""
         value = self.inside.program.inputs[self.consts + k]
         zero = self.inside.of(value).zero
-        more = [n & ~z for n, z in zip(need, zero, strict=True)]
-        union = [m | w for m, w in zip(more, wanted[k], strict=True)]
-        if not _some(more) or all(
-            (u == w).all() for u, w in zip(union, wanted[k], strict=True)
-        ):
+        more = without(need, zero)
+        if not is_region(more) or within(more, wanted[k]):
             return False
-        wanted[k] = union
+        wanted[k] = either(more, wanted[k])
         return True
 
     def force(self, output: int, masks: Masks) -> list[tuple[int, Masks]]:
         """Force inside, the carry before and after a step alike."""
         inside = self.inside
         inner = masks if output < self.carries else any_step(masks)
-        inside.force(inside.program.outputs[output], inner)
+        force(inside, inside.program.outputs[output], inner)
         if output < self.carries:
-            inside.force(inside.program.inputs[self.consts + output], masks)
+            force(inside, inside.program.inputs[self.consts + output], masks)
         return self.forced()
 
     def forced(self) -> list[tuple[int, Masks]]:
-        """Operands whose slices the body was made to keep."""
+        """Operands whose slices the program was made to keep."""
         inside, changed = self.inside, True
         while changed:
             changed = False
@@ -249,7 +259,7 @@ class Scan(Rewired):
                 value = inside.program.inputs[self.consts + k]
                 if value in inside.forced:
                     output = inside.program.outputs[k]
-                    changed |= inside.force(output, inside.forced[value])
+                    changed |= force(inside, output, inside.forced[value])
         rows = _forced(inside, range(len(inside.program.inputs)))
         return [(k, m if k < self.stop else self._lifted(k, m)) for k, m in rows]
 
@@ -259,17 +269,17 @@ class Scan(Rewired):
         return [steps, *masks] if len(outer.shape) > 1 else [~steps]
 
 
-class While(Scan):
-    """`while`: the carry goes through a test as well, which needs parts of it."""
+class WhileBody(ScanBody):
+    """`while`: a step, and a test that reads the carry as well."""
 
-    def __init__(self, equation: Equation, fold: bool):
-        del fold
+    def __init__(self, equation: Equation, fold_constants: bool):
+        del fold_constants
         self.tests = equation.params["cond_nconsts"]
         consts = equation.params["body_nconsts"]
         test, body = equation.bodies
         rest = equation.inputs[self.tests :]
         self._set(body, rest, equation.outputs, consts, len(rest) - consts)
-        self.test = Liveness(test, fold=False)
+        self.test = Liveness(test, fold_constants=False)
         self.insides = (self.inside, self.test)
         own = [(1, k, k) for k in range(self.tests)]
         carried = [
@@ -281,7 +291,7 @@ class While(Scan):
     def forward(self, ins: list[Facts]) -> list[Facts]:
         """The carry's facts are those that a step preserves."""
         outs = super().forward(ins[self.tests :])
-        self.test.forward([*(_seen(f.zero, f) for f in ins[: self.tests]), *outs])
+        self.test.forward([*(_given(f.zero, f) for f in ins[: self.tests]), *outs])
         return outs
 
     def backward(
@@ -300,11 +310,11 @@ class While(Scan):
         return self.wanted if number == 0 else [[np.ones(1, bool)]]
 
     def forced(self) -> list[tuple[int, Masks]]:
-        """Operands whose slices the body or the test was made to keep."""
+        """Operands whose slices the step or the test was made to keep."""
         carried = range(self.tests, self.tests + self.carries)
         for k, masks in _forced(self.test, carried):
             value = self.inside.program.inputs[self.consts + k - self.tests]
-            self.inside.force(value, masks)
+            force(self.inside, value, masks)
         rows = [(k + self.tests, m) for k, m in super().forced()]
         return rows + _forced(self.test, range(self.tests))
 
@@ -322,7 +332,7 @@ def _same_rank(inside: list[Value], outside: list[Value]) -> int:
     return sum(len(a.shape) == len(b.shape) for a, b in pairs)
 
 
-def _seen(zero: Masks, facts: Facts) -> Facts:
+def _given(zero: Masks, facts: Facts) -> Facts:
     constant = [np.ones_like(m) for m in zero] if facts.static else zero
     return Facts(zero, constant, facts.static, facts.weight)
 
@@ -331,24 +341,15 @@ def _plain(zero: Masks) -> Facts:
     return Facts(zero, zero)
 
 
-def _each(how: str, rows: Sequence[Masks]) -> Masks:
-    combine = np.logical_and if how == "and" else np.logical_or
-    return [combine.reduce(parts) for parts in zip(*rows, strict=True)]
-
-
 def _stacked_zero(zero: Masks, outer: Value) -> Masks:
     gone = np.full(outer.shape[0], bool(zero[0].all()))
     return [gone, *zero] if len(outer.shape) > 1 else [gone]
 
 
-def _some(masks: Sequence[np.ndarray]) -> bool:
-    return all(m.any() for m in masks)
-
-
-def _whole_or_nothing(masks: Masks) -> Masks:
-    return masks if _some(masks) else [np.zeros_like(m) for m in masks]
+def _region_or_nothing(masks: Masks) -> Masks:
+    return masks if is_region(masks) else [np.zeros_like(m) for m in masks]
 
 
 _CALLS = ("custom_jvp_call", "custom_vjp_call", "checkpoint", "remat", "remat2")
-BODIES.update(dict.fromkeys(_CALLS, Call))
-BODIES.update({"cond": Choice, "scan": Scan, "while": While})
+BODIES.update(dict.fromkeys(_CALLS, CallBody))
+BODIES.update({"cond": CondBody, "scan": ScanBody, "while": WhileBody})

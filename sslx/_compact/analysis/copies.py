@@ -1,10 +1,10 @@
-"""Slices that equal one another: of several terms of a sum, one is evaluated.
+"""Equal slices: of several equal terms of a sum, one is evaluated.
 
 Removed channels after `x - mean(x)` are neither zero nor constant, but each of them is
 `-mean(x)`. A sum over channels needs one of them, times their number.
 
-That one slice is evaluated by itself, through the equations along which the slices stay
-equal (`Copies.chain`), from values that have just one slice there, or zeros.
+That slice is evaluated separately, through the equations along which the slices stay
+equal (`Copies.chain`), from values that have only one slice along that axis, or zeros.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ from sslx._compact.rules.relation import Link, Relation
 
 
 @runtime_checkable
-class Zeros(Protocol):
-    """Facts of a value, of which the zero slices matter here."""
+class HasZeros(Protocol):
+    """Facts of a value; only the zero slices matter here."""
 
     @property
     def zero(self) -> Masks: ...
@@ -27,13 +27,13 @@ class Zeros(Protocol):
 
 @runtime_checkable
 class Analysis(Protocol):
-    """What is asked of the analysis of the program: see `Liveness`."""
+    """What the analysis of the program answers: see `Liveness`."""
 
     inner: dict[Equation, Any]
     producer: dict[Value, Equation]
     relations: dict[Equation, Relation]
 
-    def of(self, value: Value) -> Zeros: ...
+    def of(self, value: Value) -> HasZeros: ...
 
     def targets(self, equation: Equation) -> list[Masks]: ...
 
@@ -41,7 +41,7 @@ class Analysis(Protocol):
 
 
 class Piece(NamedTuple):
-    """A region of a value: one of equal slices along `axis`; None: as it is held."""
+    """A region of a value: one of the equal slices along `axis`; None: all of it."""
 
     value: Value
     axis: int | None
@@ -69,7 +69,7 @@ class Copies:
         self.forget()
 
     def forget(self) -> None:
-        """The facts, or what is needed, have changed."""
+        """Drop what was found: the facts, or what is needed, have changed."""
         self._uniform: dict[tuple[Value, int], Mask] = {}
         self._chains: dict[Equation, list[tuple[Mask, Piece, list[Step]]]] = {}
 
@@ -101,7 +101,7 @@ class Copies:
         return self._uniform[value, axis]
 
     def _found(self, value: Value, axis: int) -> "Mask | tuple[Value, int]":
-        """The answer of `uniform`, or the question to answer before."""
+        """The answer of `uniform`, or the value and axis to answer it for first."""
         zero = self.live.of(value).zero[axis]
         eqn = self.live.producer.get(value)
         if zero.any() or eqn is None or eqn in self.live.inner:
@@ -129,7 +129,7 @@ class Copies:
         return [x for x in links if x.output == position and x.out_axis == axis]
 
     def chains(self, equation: Equation) -> list[tuple[Mask, Piece, list[Step]]]:
-        """The equal terms of a plain sum: which, one of them, and what makes it."""
+        """The equal terms of a plain sum: which, one of them, and its steps."""
         if equation.name != "reduce_sum":
             return []
         if equation not in self._chains:
@@ -149,7 +149,7 @@ class Copies:
         return found
 
     def chain(self, piece: Piece) -> list[Step]:
-        """What evaluates a piece, operands first; the other pieces are held."""
+        """The steps that evaluate a piece, operands first; other pieces are held."""
         done: set[tuple] = set()
         steps, work = [], [piece]
         while work:

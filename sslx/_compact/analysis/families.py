@@ -1,10 +1,16 @@
 """Which slices of which values have to be removed together.
 
 A *family* numbers the slices of some axes: slices with one number, a *unit*, go
-together. It starts from the axis of a parameter and spreads along the links of the
-equations; slices that meet get one number. Where one axis is a product of two (a
-reshape, the parts of a grouped convolution), slices may be removed by either factor,
-never one by one: then the family starts again from each factor.
+together. It starts from the axis of a parameter and spreads along the edges of the axis
+graph; slices that meet get one number (union-find, `_Spreading`). Where one axis is a
+product of two (a reshape, the parts of a grouped convolution), slices may be removed by
+either factor, never one by one: if the numbers do not respect a factor, the family is
+dropped and starts again from each factor.
+
+A family is complete when nothing changes any more. Units that reach a frozen axis, or
+that are all there is of a parameter, are taken out (`_accepted`). The next family
+starts from the parameter slices that none has covered yet, in the order in which the
+program uses the parameters.
 """
 
 import dataclasses
@@ -12,25 +18,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from sslx._compact.analysis.axis_graph import AxisGraph, Node, Port
 from sslx._compact.analysis.kinds import Roles, Uses, uses
-from sslx._compact.analysis.liveness import Body, Liveness
-from sslx._compact.jaxpr.program import Equation, Value
-from sslx._compact.rules.relation import Labels, Relation
-
-Node = tuple[Value, int]
-
-
-@dataclasses.dataclass(eq=False)
-class _Port:
-    """Where an axis takes part in an equation.
-
-    Attributes:
-      coordinates: factors the axis is a product of; an edge runs along one, or None.
-      edges: coordinate, own label, other axis, its label.
-    """
-
-    coordinates: list[Labels]
-    edges: list[tuple[int | None, Labels | None, Node, Labels | None]]
+from sslx._compact.analysis.liveness import Liveness
+from sslx._compact.jaxpr.program import Value
+from sslx._compact.rules.relation import Labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +38,7 @@ class Family:
     roles: Mapping[Node, str]
 
     def without(self, units: Collection[int]) -> "Family | None":
-        """The other units, numbered anew; None if there are none."""
+        """The other units, renumbered; None if there are none."""
         left = np.setdiff1d(np.arange(self.count), list(units))
         number = np.full(self.count + 1, -1)
         number[left] = np.arange(left.size)
@@ -58,18 +50,18 @@ class Family:
 
 
 class _Conflict(Exception):
-    def __init__(self, node: Node, port: _Port):
+    def __init__(self, node: Node, port: Port):
         self.node, self.port = node, port
 
 
 class _Spreading:
     """One family while it grows."""
 
-    def __init__(self, graph: "_Graph", node: Node, labels: Labels):
+    def __init__(self, graph: AxisGraph, node: Node, labels: Labels):
         self.graph = graph
         self.parent = np.arange(int(labels.max()) + 1)
         self.labels: dict[Node, Labels] = {node: labels}
-        self.chosen: dict[_Port, tuple[Node, int]] = {}
+        self.chosen: dict[Port, tuple[Node, int]] = {}
         work = {node: None}
         while work:
             node = next(iter(work))
@@ -79,7 +71,7 @@ class _Spreading:
                     work[changed] = None
 
     def of(self, node: Node) -> Labels:
-        """Numbers of the slices of an axis, equal for what has met."""
+        """Numbers of the slices of an axis, one for all that have met."""
         return self._roots(self.labels[node])
 
     def _roots(self, labels: Labels) -> Labels:
@@ -98,7 +90,7 @@ class _Spreading:
             while (self.parent != self.parent[self.parent]).any():
                 self.parent = self.parent[self.parent]
 
-    def _through(self, node: Node, port: _Port) -> Iterable[Node]:
+    def _through(self, node: Node, port: Port) -> Iterable[Node]:
         along = self._coordinate(node, port)
         if along is not None and self._gather(node, port.coordinates[along]):
             yield node
@@ -106,10 +98,10 @@ class _Spreading:
         for coordinate, mine, other, theirs in port.edges:
             if coordinate is None or coordinate == along:
                 size = other[0].shape[other[1]]
-                if self._merge(other, _carried(labels, mine, theirs, size)):
+                if self._merge(other, _relabelled(labels, mine, theirs, size)):
                     yield other
 
-    def _coordinate(self, node: Node, port: _Port) -> int | None:
+    def _coordinate(self, node: Node, port: Port) -> int | None:
         """The factor of an axis that the numbers run along."""
         if not port.coordinates:
             return None
@@ -153,12 +145,6 @@ class _Spreading:
         return bool((self._roots(after) != before).any())
 
 
-def _hanging(mine: Labels | None, theirs: Labels | None, size: int) -> int:
-    """How many slices of another axis belong to the only one of an axis."""
-    theirs = np.arange(size) if theirs is None else theirs
-    return int((theirs == (0 if mine is None else mine[0])).sum())
-
-
 def _constant(labels: Labels, coordinate: Labels) -> bool:
     """Whether equal coordinates mean equal numbers."""
     per = np.full(int(coordinate.max()) + 1, -1)
@@ -166,7 +152,7 @@ def _constant(labels: Labels, coordinate: Labels) -> bool:
     return bool((per[coordinate] == labels).all())
 
 
-def _carried(
+def _relabelled(
     labels: Labels, mine: Labels | None, theirs: Labels | None, size: int
 ) -> Labels:
     """Numbers of the slices of another axis, by what they have in common."""
@@ -178,130 +164,6 @@ def _carried(
     used = labels >= 0
     per[mine[used]] = labels[used]
     return per[theirs]
-
-
-class _Graph:
-    """All axes of a program and of the bodies in it, joined by equations."""
-
-    def __init__(self, liveness: Liveness):
-        self.ports: dict[Node, list[_Port]] = {}
-        self.frozen: dict[Node, tuple[int, str]] = {}
-        self._add_program(liveness)
-
-    def freeze(self, value: Value, reason: str, skip: Sequence[int] = ()) -> None:
-        """Nothing may be removed from a value, some axes apart."""
-        if 0 in value.shape:
-            return
-        for axis in range(len(value.shape)):
-            if axis not in skip:
-                self.frozen.setdefault((value, axis), (len(self.frozen), reason))
-
-    def _take(self, edges: "_Edges", where: str) -> None:
-        for node, port in edges.ports.items():
-            self.ports.setdefault(node, []).append(port)
-        for node in edges.spread:
-            self.frozen.setdefault(node, (len(self.frozen), where))
-
-    def _add_program(self, live: Liveness) -> None:
-        used = set(live.program.outputs)
-        rows = []
-        for eqn in reversed(live.program.equations):
-            if any(v in used for v in eqn.outputs):
-                used.update(eqn.inputs)
-                rows.append(eqn)
-        for eqn in reversed(rows):
-            if eqn in live.inner:
-                self._add_body(eqn, live.inner[eqn])
-            else:
-                self._add_equation(eqn, live.relations[eqn])
-
-    def _add_equation(self, eqn: Equation, rel: Relation) -> None:
-        edges = _Edges()
-        for link in rel.links:
-            source = (eqn.inputs[link.operand], int(link.in_axis))
-            target = (eqn.outputs[link.output], int(link.out_axis))
-            edges.add(source, target, link.in_label, link.out_label)
-        for first, *rest in rel.sums:
-            mine = (eqn.inputs[first.operand], first.axis)
-            edges.touch(mine)
-            for member in rest:
-                other = (eqn.inputs[member.operand], member.axis)
-                edges.add(mine, other, first.label, member.label)
-        for output, axis, label in rel.factors:
-            if label.any():
-                edges.split((eqn.outputs[output], axis), label)
-        where = f"{eqn.name} at {eqn.source}"
-        self._take(edges, where)
-        for value in eqn.inputs:
-            self.freeze(value, where, edges.axes(value))
-        if not rel.free_outputs:
-            for value in eqn.outputs:
-                self.freeze(value, where, edges.axes(value))
-
-    def _add_body(self, eqn: Equation, body: Body) -> None:
-        edges = _Edges()
-        for source, target in body.flows(eqn):
-            edges.along(source, target)
-        where = f"{eqn.name} at {eqn.source}"
-        self._take(edges, where)
-        for value in (*eqn.inputs, *eqn.outputs):
-            self.freeze(value, where, edges.axes(value))
-        for inside in body.insides:
-            self._add_program(inside)
-
-
-class _Edges:
-    """The ports of one equation; `spread` are single slices that several hang on."""
-
-    def __init__(self) -> None:
-        self.ports: dict[Node, _Port] = {}
-        self.spread: list[Node] = []
-
-    def axes(self, value: Value) -> list[int]:
-        return [a for a in range(len(value.shape)) if (value, a) in self.ports]
-
-    def touch(self, node: Node) -> _Port:
-        return self.ports.setdefault(node, _Port([], []))
-
-    def split(self, node: Node, label: Labels) -> int:
-        """The number of a factor among those of an axis."""
-        known = self.touch(node).coordinates
-        for k, coordinate in enumerate(known):
-            if (coordinate == label).all():
-                return k
-        known.append(label)
-        return len(known) - 1
-
-    def add(
-        self, a: Node, b: Node, a_label: Labels | None, b_label: Labels | None
-    ) -> None:
-        sizes = [value.shape[axis] for value, axis in (a, b)]
-        for node in (a, b):
-            self.touch(node)
-        if 0 in sizes:
-            return
-        for one, mine, size, theirs in (
-            (a, a_label, sizes[1], b_label),
-            (b, b_label, sizes[0], a_label),
-        ):
-            if one[0].shape[one[1]] == 1 and _hanging(mine, theirs, size) != 1:
-                self.spread.append(one)
-                return
-        for node, mine, other, theirs in (
-            (a, a_label, b, b_label),
-            (b, b_label, a, a_label),
-        ):
-            coordinate = None
-            if mine is not None and np.unique(mine).size < mine.size:
-                coordinate = self.split(node, mine)
-            self.touch(node).edges.append((coordinate, mine, other, theirs))
-
-    def along(self, a: Value, b: Value) -> None:
-        """A value and its copy, or the slices of one along its first axis."""
-        rank = min(len(a.shape), len(b.shape))
-        for axis in range(-rank, 0):
-            first, second = axis + len(a.shape), axis + len(b.shape)
-            self.add((a, first), (b, second), None, None)
 
 
 def families(
@@ -318,7 +180,7 @@ def families(
     Returns:
       Families without frozen units; per axis of a parameter, what froze some of it.
     """
-    graph, roles = _Graph(liveness), Roles(liveness)
+    graph, roles = AxisGraph(liveness), Roles(liveness)
     for value, reason in frozen:
         graph.freeze(value, reason)
     used = [*_by_use(liveness, {v: v for v in params}), *params]
@@ -359,7 +221,7 @@ def families(
 
 
 def _partition(labels: Labels) -> bytes:
-    """The same for numbers that tell the same slices apart."""
+    """Equal for labels that tell the same slices apart."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     return np.where(labels < 0, -1, first[inverse]).tobytes()
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from sslx._compact.analysis.alignment import Alignment, settle
-from sslx._compact.analysis.constants import require as require_constants
-from sslx._compact.analysis.liveness import Facts, Liveness, full
-from sslx._compact.analysis.widths import Widths, round_up
-from sslx._compact.jaxpr.masks import Masks, either
+from sslx._compact.analysis.alignment import Alignment, align
+from sslx._compact.analysis.constants import require_constants
+from sslx._compact.analysis.facts import Facts, full
+from sslx._compact.analysis.liveness import Liveness
+from sslx._compact.jaxpr.masks import Masks, both, either, every, same, some, without
 from sslx._compact.jaxpr.program import Program, Value
 from sslx._compact.jaxpr.tracing import Traced, whole_leaf
 from sslx._compact.plan import LeafPlan, Plan
@@ -18,8 +18,11 @@ from sslx._compact.plan import LeafPlan, Plan
 Look = Callable[[str, Masks], Masks]
 """Which slices of a leaf are zero within the product of some regions of its axes."""
 
-_ROUNDS = 100
-"""Rounds of analysis, besides two for every equation: a death takes one to pass on."""
+Keep = Callable[[Liveness], bool]
+"""Forces slices to stay computed; whether there were any."""
+
+_PASSES = 100
+"""Passes of the analysis, plus two per equation: a dead slice takes one to pass on."""
 
 
 def fixed_point(
@@ -29,13 +32,16 @@ def fixed_point(
     zeros: dict[str, Masks],
     alignment: Alignment,
     look: Look | None,
-    widths: Widths | None = None,
+    keep: Keep | None = None,
+    follow: bool = False,
 ) -> dict[str, Masks]:
     """Analyse until nothing new is found dead; returns the zeros used.
 
-    With `look`, slices count as zero that are where nothing reads the rest of them.
+    With `look`, a slice counts as zero that is zero wherever something reads it. Once
+    all is aligned, `keep` may force more. With `follow`, nothing is wanted of the new
+    values of state.
 
-    After a number of rounds in proportion to the program it stops: what is dead by then
+    It stops after a number of passes in proportion to the program: what is dead by then
     is dead, and the rest stays.
     """
     params = traced.program.inputs[: len(leaves)]
@@ -44,20 +50,22 @@ def fixed_point(
         for v, name in zip(traced.program.outputs, traced.state, strict=True)
         if name is None
     ]
-    for _ in range(_ROUNDS + 2 * size(traced.program)):
-        _analyse(live, traced.program, zeros)
-        unread = live.narrow()
+    rows = zip(traced.program.outputs, traced.state, strict=True)
+    wanted = [full(v, name is None or not follow) for v, name in rows]
+    for _ in range(_PASSES + 2 * size(traced.program)):
+        _analyse(live, wanted, zeros)
+        pruned = live.prune()
         fresh = {
             path: _restricted(live, value, path, zeros[path], look)
             for path, value in zip(leaves, params, strict=True)
         }
-        if unread or any(not _same(fresh[p], zeros[p]) for p in zeros):
+        if pruned or any(not same(fresh[p], zeros[p]) for p in zeros):
             zeros = fresh
-        elif settle(live, alignment, outputs) or (widths and round_up(live, widths)):
-            live.widen()
+        elif align(live, alignment, outputs) or (keep and keep(live)):
+            live.restore()
         else:
             return zeros
-    _analyse(live, traced.program, zeros)
+    _analyse(live, wanted, zeros)
     return zeros
 
 
@@ -66,12 +74,12 @@ def size(program: Program) -> int:
     return sum(1 + sum(map(size, eqn.bodies)) for eqn in program.equations)
 
 
-def _analyse(live: Liveness, program: Program, zeros: Mapping[str, Masks]) -> None:
+def _analyse(live: Liveness, wanted: list[Masks], zeros: Mapping[str, Masks]) -> None:
+    program = live.program
     facts = [Facts(z, full(v, True), True, True) for z, v in pairs(zeros, program)]
     rest = program.inputs[len(facts) :]
     facts += [Facts(full(v, False), full(v, False)) for v in rest]
     live.forward(facts)
-    wanted = [full(v, True) for v in program.outputs]
     live.backward(wanted)
     require_constants(live, wanted)
 
@@ -80,28 +88,24 @@ def pairs(zeros: Mapping[str, Masks], program: Program) -> list[tuple[Masks, Val
     return list(zip(zeros.values(), program.inputs, strict=False))
 
 
-def _same(a: Masks, b: Masks) -> bool:
-    return all((x == y).all() for x, y in zip(a, b, strict=True))
-
-
 def _restricted(
     live: Liveness, value: Value, path: str, old: Masks, look: Look | None
 ) -> Masks:
-    """Zeros among the slices anything reads; an unread leaf stays as it is."""
+    """Zeros within the slices that are read; an unread leaf stays as it is."""
     region = _region(live, value)
-    if not value.shape or region is None or all(r.all() for r in region):
+    if not value.shape or region is None or all(map(every, region)):
         return old
     if look is None:
         return old
     found = look(path, region)
-    return [z | (n & r) for z, n, r in zip(old, found, region, strict=True)]
+    return either(old, both(found, region))
 
 
 def _region(live: Liveness, value: Value) -> Masks | None:
     need, constant = live.need.get(value), live.constant_need.get(value)
     if need is None or constant is None:
         return need if constant is None else constant
-    return [n | c for n, c in zip(need, constant, strict=True)]
+    return either(need, constant)
 
 
 def planned(
@@ -118,11 +122,11 @@ def planned(
             plans[path] = whole_leaf(shape)
             continue
         alive, kept = computed(live, value), needed(live, value)
-        dead = [z & ~k for z, k in zip(zeros[path], kept, strict=True)]
+        dead = without(zeros[path], kept)
         plans[path] = LeafPlan(
             shape,
-            tuple(None if m.all() else _ints(m) for m in kept),
-            tuple(_ints(m) if m.any() else None for m in dead),
+            tuple(None if every(m) else _ints(m) for m in kept),
+            tuple(_ints(m) if some(m) else None for m in dead),
         )
         spare = math.prod(m.sum() for m in kept) - math.prod(m.sum() for m in alive)
         if spare:
@@ -132,8 +136,7 @@ def planned(
 
 def computed(live: Liveness, value: Value) -> Masks:
     """The slices of a variable that computation on data reads."""
-    alive = live.alive(value)
-    return alive if all(m.any() for m in alive) else full(value, False)
+    return live.alive(value) if live.computed(value) else full(value, False)
 
 
 def needed(live: Liveness, value: Value) -> Masks:
@@ -144,7 +147,3 @@ def needed(live: Liveness, value: Value) -> Masks:
 
 def _ints(mask: np.ndarray) -> tuple[int, ...]:
     return tuple(np.flatnonzero(mask).tolist())
-
-
-def inside(region: Masks, other: Masks) -> bool:
-    return all((o | ~r).all() for r, o in zip(region, other, strict=True))

@@ -1,9 +1,9 @@
 """What units are: filters, heads, the residual stream; and what a leaf is to them.
 
-Products tell: an axis of weights that a product runs over is an *input* of that layer,
-one that comes out an *output*; an axis that two operands of data share is a head, one
-that a product of data sums over is the width of heads. Where data that several layers
-made is added, slices are those of a residual stream.
+Products decide: an axis of weights that a product sums over is an *input* of that
+layer, one that it keeps is an *output*. An axis that two operands of data share is a
+head, one that a product of data sums over is the width of heads. Where data of several
+layers is added, the slices are those of a residual stream.
 """
 
 import dataclasses

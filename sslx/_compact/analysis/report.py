@@ -1,22 +1,23 @@
-"""What stays though it is zero: for want of a rule, or to line up."""
+"""What stays although it is zero: because no rule applies, or to line up."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from sslx._compact.analysis.liveness import Body, Liveness
+from sslx._compact.analysis.body import Body
+from sslx._compact.analysis.liveness import Liveness
 from sslx._compact.jaxpr.masks import Masks
 from sslx._compact.jaxpr.program import Equation, Value
 from sslx._compact.rules.conservative import CONSERVATIVE
 
 
 @dataclasses.dataclass(frozen=True)
-class Held:
-    """One equation without a rule for its form, or that could not be reduced.
+class HeldBack:
+    """An equation without a rule for its form, or one that could not be reduced.
 
     Attributes:
       primitive: its name.
       source: `file:line (function)` of the code that made it.
-      paths: parameters with an axis that runs into it.
+      paths: parameters whose axes lead to it.
       reason: why it could not be reduced; empty if there is no rule for it.
     """
 
@@ -34,7 +35,7 @@ class Held:
 
 @dataclasses.dataclass(frozen=True)
 class KeptZeros:
-    """Zero slices of a parameter that are computed all the same.
+    """Zero slices of a parameter that are computed nevertheless.
 
     Attributes:
       path: the parameter.
@@ -77,8 +78,8 @@ def kept_zeros(
     return tuple(found)
 
 
-def held_back(liveness: Liveness, paths: Mapping[Value, str]) -> tuple[Held, ...]:
-    """The equations without a rule behind which parameters lie."""
+def held_back(liveness: Liveness, paths: Mapping[Value, str]) -> tuple[HeldBack, ...]:
+    """The equations that keep parameters from being reduced."""
     found = []
     for eqn in liveness.program.equations:
         body = liveness.inner.get(eqn)
@@ -92,27 +93,24 @@ def held_back(liveness: Liveness, paths: Mapping[Value, str]) -> tuple[Held, ...
             roots = {p for v in eqn.inputs for p in _behind(liveness, v, paths)}
             if roots:
                 found.append(
-                    Held(eqn.name, eqn.source, tuple(sorted(roots)), eqn.opaque)
+                    HeldBack(eqn.name, eqn.source, tuple(sorted(roots)), eqn.opaque)
                 )
     return tuple(found)
 
 
 def _has_unknown(liveness: Liveness) -> bool:
-    return any(not rel.known for rel in liveness.relations.values()) or any(
-        _has_unknown(inside)
-        for body in liveness.inner.values()
-        for inside in body.insides
-    )
+    unknown = any(not rel.known for rel in liveness.relations.values())
+    return unknown or any(map(_has_unknown, liveness.insides()))
 
 
 def _inside(
     liveness: Liveness,
     eqn: Equation,
-    body: Body,
+    body: Body[Liveness],
     number: int,
     inside: Liveness,
     paths: Mapping[Value, str],
-) -> list[Held]:
+) -> list[HeldBack]:
     """What a body holds back, by the parameters behind its operands."""
     names = {
         inside.program.inputs[k]: "\n".join(
@@ -129,7 +127,7 @@ def _inside(
 
 
 def _behind(liveness: Liveness, value: Value, paths: Mapping[Value, str]) -> set[str]:
-    """Parameters whose slices run along those of a value."""
+    """Parameters that a value is linked to."""
     seen, work, found = {value}, [value], set()
     while work:
         value = work.pop()

@@ -1,7 +1,7 @@
 """One equation on arrays that have size one along axes where they do not vary.
 
-Of arrays whose values are known, NumPy does what it can (see
-`sslx._compact.jaxpr.numpy_primitives`), JAX the rest.
+Arrays with known values are computed by NumPy where it can
+(`sslx._compact.jaxpr.numpy_primitives`), by JAX otherwise.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ def thin_zeros(value: Value) -> np.ndarray:
 
 
 def now(arrays: Iterable[Any]) -> contextlib.AbstractContextManager:
-    """Compute at once what depends on no traced value, even while tracing."""
+    """A context to compute at once, even while tracing, unless an array is traced."""
     if any(_jax_compat.is_traced(x) for x in arrays):
         return contextlib.nullcontext()
     return _jax_compat.compile_time()
@@ -50,16 +50,16 @@ def evaluate(
     sure: Sequence[Masks],
     zero: Sequence[Masks],
 ) -> list[Any]:
-    """One equation on arrays of which some slices hold anything.
+    """One equation on arrays of which only some slices are right.
 
-    These count as one half where the equation multiplies, or has a pole: zero times
-    what is made of them is zero, and slopes are finite.
+    The others are set to one half where the equation multiplies or has a pole: what is
+    made of them is then finite, with finite slopes, and zero times it is zero.
 
     Args:
       eqn: the equation.
       rel: its relation.
       operands: arrays, of size one where they do not vary.
-      sure: per operand, the slices that hold what they should.
+      sure: per operand, the slices that are right.
       zero: per result, the slices that are zero.
     """
     if eqn.name in _PRODUCTS or (rel.pointwise and eqn.name not in _FINITE):
@@ -69,7 +69,7 @@ def evaluate(
 
 
 def _halved(array: Any, sure: Masks) -> Any:
-    """An array with one half, or one, for what may be anything."""
+    """An array with one half, or one, outside the slices that are right."""
     shape, dtype = np.shape(array), array.dtype
     if any(map(every, sure)):
         return array
@@ -100,7 +100,7 @@ def _hyperplanes(masks: Masks) -> np.ndarray:
 
 
 def _where(mask: np.ndarray, array: Any, other: np.ndarray) -> Any:
-    """Entries of an array where the mask holds, elsewhere another one."""
+    """Entries of one array where the mask holds, of another elsewhere."""
     with now([array]):
         return (np if numpy_primitives.on_host([array]) else jnp).where(
             mask, array, other
@@ -118,7 +118,7 @@ def _evaluated(eqn: Equation, rel: Relation, operands: list[Any]) -> list[Any]:
 def sized(
     eqn: Equation, rel: Relation, operands: list[Any], shapes: Sequence[Any]
 ) -> list[Any]:
-    """One equation on carriers, perhaps over some terms and results only.
+    """One equation on thin arrays, perhaps over some terms and results only.
 
     Args:
       eqn: the equation; a product without groups where shapes are not its own.
@@ -145,13 +145,13 @@ def sized(
 def _convolved(eqn: Equation, operands: list[Any], shapes: Any) -> Any | None:
     """A convolution of what does not vary in space."""
     channels = eqn.params["dimension_numbers"].lhs_spec[1]
-    image = widened(operands[0], {channels: shapes[0][channels]})
-    kernel = widened(operands[1], dict(enumerate(shapes[1])))
+    image = broadcast_axes(operands[0], {channels: shapes[0][channels]})
+    kernel = broadcast_axes(operands[1], dict(enumerate(shapes[1])))
     with now(operands):
         return numpy_primitives.convolve_uniform(eqn, image, kernel)
 
 
-def widened(array: Any, sizes: Mapping[int, int]) -> Any:
+def broadcast_axes(array: Any, sizes: Mapping[int, int]) -> Any:
     """The given axes of an array at the given sizes; on the host if it is there."""
     shape = tuple(sizes.get(a, n) for a, n in enumerate(np.shape(array)))
     if shape == np.shape(array):
@@ -165,18 +165,18 @@ def widened(array: Any, sizes: Mapping[int, int]) -> Any:
 def _lined_up(
     eqn: Equation, rel: Relation, operands: list[Any], shapes: Sequence[Any]
 ) -> list[Any]:
-    """Operands at full size, except on axes that merely run along."""
+    """Operands at full size, except along axes where any size will do."""
     if rel.pointwise:
         there = [np.shape(x) for x in operands if np.ndim(x)]
         sizes = dict(enumerate(np.broadcast_shapes(*there) if there else ()))
-        return [widened(x, sizes) if np.ndim(x) else x for x in operands]
+        return [broadcast_axes(x, sizes) if np.ndim(x) else x for x in operands]
     thin = [_thin_axes(eqn, rel, k) for k in range(len(operands))]
     if eqn.name == "concatenate":
         agreed = {a for a in thin[0] if all(np.shape(x)[a] == 1 for x in operands)}
         thin = [agreed] * len(operands)
     rows = zip(shapes, operands, thin, strict=True)
     return [
-        widened(x, {a: n for a, n in enumerate(shape) if a not in kept})
+        broadcast_axes(x, {a: n for a, n in enumerate(shape) if a not in kept})
         for shape, x, kept in rows
     ]
 
@@ -233,4 +233,4 @@ def _reshape(eqn: Equation, operand: Any) -> Any:
             wide.update((a, source[a]) for a in left)
             for b in right:
                 shape[b] = target[b]
-    return _reshaped(widened(operand, wide), shape)
+    return _reshaped(broadcast_axes(operand, wide), shape)

@@ -1,4 +1,4 @@
-"""Keep some dead channels, so that widths become numbers a machine likes."""
+"""Pad widths: keep some dead channels, so that their number suits the machine."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -6,43 +6,40 @@ from typing import Any
 
 import numpy as np
 
-from sslx._compact.analysis.control_flow import Call, Rewired
-from sslx._compact.analysis.liveness import Liveness, full
+from sslx._compact.analysis.facts import full
+from sslx._compact.analysis.forcing import force, force_operands, revives
+from sslx._compact.analysis.liveness import Liveness
 from sslx._compact.jaxpr.masks import Masks
 from sslx._compact.jaxpr.program import Equation, Value
 from sslx._compact.rules.relation import Summed
 
 Widths = Callable[[int], int]
-"""Number of channels that are alive -> number to keep, if there are so many."""
+"""Number of alive channels -> number to keep, where there are enough."""
 
 _PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
-def round_up(live: Liveness, widths: Widths) -> bool:
-    """Force dead channels wherever a product of data and weights sums over too few.
+def pad_widths(live: Liveness, widths: Widths) -> bool:
+    """Force dead channels where a product of data and weights sums over too few.
 
-    Whether any were. Channels of grouped convolutions, and axes that were merged or
-    split by a reshape on the way into the product, stay as they are.
+    Returns whether any were forced. Channels of grouped convolutions, and axes that
+    were merged or split by a reshape on the way into the product, stay as they are.
     """
     changed = False
     for eqn in live.program.equations:
         if not live.runs(eqn):
             continue
         body = live.inner.get(eqn)
-        if isinstance(body, Call):
-            changed |= round_up(body.inside, widths)
-        elif isinstance(body, Rewired):
-            changed |= any([round_up(inside, widths) for inside in body.insides])
-        if isinstance(body, Call | Rewired):
-            for k, masks in body.forced():
-                changed |= live.force(eqn.inputs[k], masks, eqn)
+        if body is not None:
+            changed |= any([pad_widths(inside, widths) for inside in body.insides])
+            changed |= force_operands(live, eqn)
         elif eqn.name in _PRODUCTS:
             for members in live.relations[eqn].sums:
-                changed |= _rounded(live, eqn, members, widths)
+                changed |= _padded(live, eqn, members, widths)
     return changed
 
 
-def _rounded(
+def _padded(
     live: Liveness, eqn: Equation, members: Sequence[Summed], widths: Widths
 ) -> bool:
     if len(members) != 2 or any(m.label is not None for m in members):
@@ -60,12 +57,12 @@ def _rounded(
     places = np.flatnonzero(~terms)
     first = places[np.argsort(~alive[places], kind="stable")]
     source = eqn.inputs[data.operand]
-    possible = (k for k in first if not live.revives(source, _slices(source, data, k)))
+    possible = (k for k in first if not revives(live, source, _slices(source, data, k)))
     chosen = list(itertools.islice(possible, lacking))
     changed = False
     for member in members if chosen else ():
         value = eqn.inputs[member.operand]
-        changed |= live.force(value, _slices(value, member, chosen), eqn)
+        changed |= force(live, value, _slices(value, member, chosen), eqn)
     return changed
 
 

@@ -1,1 +1,1 @@
-"""A traced call as a program of our own, its variables, and masks of slices."""
+"""A traced call as a program, its variables, and masks of their slices."""

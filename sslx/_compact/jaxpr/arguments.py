@@ -1,4 +1,4 @@
-"""What `compact`, `units` and `apply` are given, looked at before it is used."""
+"""Checks of what `compact`, `units` and `apply` are given."""
 
 from collections.abc import Callable
 from typing import Any

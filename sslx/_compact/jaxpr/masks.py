@@ -1,7 +1,7 @@
 """Slices of a value as one boolean vector per axis.
 
-Most vectors are short, and most say the same of every slice, so that an analysis takes
-as long as NumPy takes to start: uniform vectors are shared, and recognised.
+Most vectors are short, and most say the same of every slice, so the overhead of NumPy
+calls dominates an analysis: uniform vectors are shared, and recognised by identity.
 """
 
 import functools
@@ -26,12 +26,12 @@ def uniform(shape: tuple[int, ...], state: bool) -> Masks:
 
 
 def some(mask: Mask) -> bool:
-    """`mask.any()`, several times as fast."""
+    """`mask.any()`, but several times faster."""
     return b"\1" in mask.tobytes()
 
 
 def every(mask: Mask) -> bool:
-    """`mask.all()`, several times as fast."""
+    """`mask.all()`, but several times faster."""
     return b"\0" not in mask.tobytes()
 
 

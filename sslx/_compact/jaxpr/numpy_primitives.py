@@ -1,7 +1,7 @@
 """Some primitives on NumPy arrays.
 
-Constants are worked out while a program is traced. There XLA would compile every
-operation anew for every shape, which takes longer than all the rest of the tracing.
+Constants are evaluated while a program is traced. XLA would compile every operation
+for every shape there, which takes longer than the rest of the tracing.
 """
 
 from collections.abc import Callable, Sequence

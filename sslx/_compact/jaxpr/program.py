@@ -1,8 +1,8 @@
-"""A traced JAX function as a flat list of equations over values of our own.
+"""A traced JAX function as a flat list of equations.
 
 Calls that only name a piece of a program (`jit`, `closed_call`) are inlined. Calls that
-mean something (custom derivatives, `checkpoint`, `scan`, `cond`, `while`) stay
-equations and carry the programs of their bodies.
+mean more (custom derivatives, `checkpoint`, `scan`, `cond`, `while`) stay equations,
+which hold the programs of their bodies.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ _FILLING = ("convert_element_type", "broadcast_in_dim")
 class Value:
     """One intermediate value of a program, compared by identity.
 
-    `literal` is the constant it holds, or None. `fill` is the number, as an array, that
-    all its entries are known to be: of a literal, converted or broadcast; or None.
+    `literal` is the constant it holds, or None. `fill`, an array without axes, is the
+    number that all entries of a converted or broadcast literal are; or None.
     """
 
     __slots__ = ("dtype", "fill", "literal", "shape")
@@ -66,9 +66,9 @@ class Equation:
       source: `file:line (function)` of the code that made it.
       scope: the name stack.
       bodies: the programs nested in it.
-      acts: it, or an equation of its bodies, does something besides its results
-        (prints, calls back, checks): it runs whether or not anything reads them.
-      opaque: why it is taken as a primitive without a rule; empty if it is not.
+      acts: it, or an equation of its bodies, has effects (prints, calls back, checks):
+        it runs whether or not anything reads its results.
+      opaque: why it is treated as a primitive without a rule; empty if it is not.
     """
 
     primitive: Any
@@ -89,8 +89,8 @@ class Equation:
     def bind(self, operands: Sequence[Any], **changes: Any) -> list[Any]:
         """Apply the primitive to other operands, some parameters replaced.
 
-        Operands vary over one set of manual mesh axes, and those of one shape are
-        sharded alike, as JAX's own functions see to.
+        As in JAX's own functions, operands are first made to vary over the same manual
+        mesh axes, and to be sharded alike where they have one shape.
         """
         if len(operands) > 1:
             operands = _jax_compat.varying_alike(operands)
@@ -149,7 +149,7 @@ def _constant(value: Any) -> Value:
 
 
 def _converted(fill: np.ndarray, dtype: Any) -> np.ndarray | None:
-    """A number in another dtype; None if it is another number there."""
+    """A number in another dtype; None if its value changes."""
     with np.errstate(all="ignore"):
         made = fill.astype(dtype) if isinstance(dtype, np.dtype) else None
     return made if made is not None and made == fill else None
@@ -177,8 +177,8 @@ def _inline(
         name = eqn.primitive.name
         source = _jax_compat.source_line(eqn) or caller
         scope = "/".join(filter(None, (outer, _jax_compat.scope(eqn))))
-        if name in _jax_compat.CALLS:
-            inner = eqn.params[_jax_compat.CALLS[name]]
+        inner = _jax_compat.named_program(eqn)
+        if inner is not None:
             body, body_consts = _jax_compat.open_jaxpr(inner)
             results = _inline(body, body_consts, operands, equations, source, scope)
         else:

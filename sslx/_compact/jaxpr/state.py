@@ -1,4 +1,4 @@
-"""Variables that are state: what calls return under their paths is their new value."""
+"""Variables that are state: calls return their new values under their paths."""
 
 import functools
 import re

@@ -1,4 +1,4 @@
-"""A function with its variables and a call, as a program."""
+"""A call of a function as a program, with the variables as inputs."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +13,7 @@ from sslx._compact.jaxpr.program import Program, build
 from sslx._compact.jaxpr.state import state_of, stated
 from sslx._compact.plan import LeafPlan, Plan
 from sslx._groups.groups import flatten
+from sslx._paths import leaves_by_path
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,13 +32,14 @@ class Traced:
 
 
 class Tracer:
-    """Traces calls of one function of `(variables, ...)`, none of them twice.
+    """Traces calls of one function of `(variables, ...)`, each of them once.
 
-    `state` are regular expressions for the paths of variables that calls return anew;
-    `opaque` says of equations, by primitive and source, why they are not reduced.
+    `state` are regular expressions for the paths of variables whose new values calls
+    return; `opaque` says of equations, by primitive and source, why they are not
+    reduced.
 
-    JAX keeps the jaxprs, by shapes and by settings of its own; of every setting of a
-    call the newest program is kept beside.
+    JAX caches the jaxprs, by shapes and by its own settings; here the newest program of
+    every setting of the call is kept.
     """
 
     def __init__(
@@ -92,20 +94,19 @@ class Tracer:
         refuse_captured(self.fn, staged.jaxpr, count)
         program = build(staged.jaxpr)
         self.hide(program, {})
-        paths, treedef = jax.tree_util.tree_flatten_with_path(staged.out_info)
-        names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in paths]
+        outputs, treedef = leaves_by_path(staged.out_info)
         _, kwargs = call.rebuild(call.arrays)
         known = state_of(self.fn, kwargs, self.state, plan.leaves)
         state = tuple(
             name if name and plan.leaves[name].shape == value.shape else None
             for name, value in zip(
-                (stated(n, known) for n in names), program.outputs, strict=True
+                (stated(n, known) for n, _ in outputs), program.outputs, strict=True
             )
         )
         return Traced(program, treedef, state)
 
     def hide(self, program: Program, reasons: Mapping[tuple[str, str], str]) -> None:
-        """Reduce some equations no more, here and in what is traced from now on."""
+        """Stop reducing some equations, here and in what is traced from now on."""
         self.opaque.update(reasons)
         for eqn in program.equations:
             eqn.opaque = self.opaque.get((eqn.name, eqn.source), eqn.opaque)
@@ -116,5 +117,5 @@ def _structs(call: Call) -> list[jax.ShapeDtypeStruct]:
 
 
 def whole_leaf(shape: tuple[int, ...]) -> LeafPlan:
-    """The plan of a leaf of which all is kept."""
+    """The plan of a leaf that is kept whole."""
     return LeafPlan(shape, (None,) * len(shape), (None,) * len(shape))

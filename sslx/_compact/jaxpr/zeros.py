@@ -25,7 +25,7 @@ def _any_along(nonzero: Any, regions: tuple[Any, ...], axis: int) -> Any:
 def leaf_zeros(leaf: Any, regions: Masks | None = None) -> Masks:
     """Per axis, the slices that are zero within the product of some regions.
 
-    A scalar cannot go; as it stays, and may train, it is not taken for zero.
+    A scalar is never removed; as it stays, and may train, it does not count as zero.
     """
     numeric = jnp.issubdtype(leaf.dtype, np.number) or leaf.dtype == bool
     if not numeric or leaf.ndim == 0:
@@ -163,7 +163,7 @@ def _runs(member: Member) -> list[range]:
 
 
 def _projected(member: Member, run: range, region: np.ndarray) -> np.ndarray:
-    """Slices that the region of one axis meets, spread over those of all axes."""
+    """Slices that the region of one axis touches, broadcast over all axes."""
     apart = region.reshape([member.view[a] for a in run])
     met = np.asarray(
         apart.any(tuple(a - run.start for a in run if a not in member.kept))

@@ -1,9 +1,16 @@
-"""The values of constant slices, each array of size one where they do not vary.
+"""The values of constant slices, in arrays of size one along axes where they repeat.
 
 They are computed from the variables in every call, so that they follow training: a
 bias and the channels that read it cost some multiply-adds per weight, once for all
-images and places. Zero slices are known beforehand, so that a removed filter costs
+images and positions. Zero slices are known beforehand, so that a removed filter costs
 nothing, whatever computes it.
+
+`ConstantValues` evaluates backwards, on demand: to know a value it evaluates the
+equation that makes it, on what is known of the operands. Only constant slices of such
+an array are right. Slices that depend on the inputs hold placeholders, zeros or one
+half (`thin_arrays.evaluate`), which no constant slice is made of. What depends on no
+traced array is computed at once, by NumPy where it can be; the rest becomes part of the
+program.
 """
 
 import math
@@ -16,14 +23,15 @@ import numpy as np
 
 from sslx import _jax_compat
 from sslx._calls import on_host
-from sslx._compact.analysis.liveness import Facts, Liveness
-from sslx._compact.analysis.thin_arrays import evaluate, now, thin_zeros, widened
+from sslx._compact.analysis.facts import Facts
+from sslx._compact.analysis.liveness import Liveness
+from sslx._compact.analysis.thin_arrays import broadcast_axes, evaluate, now, thin_zeros
 from sslx._compact.jaxpr import numpy_primitives
 from sslx._compact.jaxpr.masks import Masks, every, uniform, within
 from sslx._compact.jaxpr.program import Equation, Value, build
 
 
-class Part(NamedTuple):
+class PartialLeaf(NamedTuple):
     """Some slices of a variable; the others count as zero."""
 
     array: Any
@@ -50,8 +58,8 @@ class Part(NamedTuple):
         return array
 
 
-class Carrier:
-    """Values of the constant slices of a program; other slices hold anything.
+class ConstantValues:
+    """Values of the constant slices of a program; the other slices are placeholders.
 
     An input is an array, a part of one, a function that returns one when it is first
     needed, or None if nothing of it is constant.
@@ -63,15 +71,15 @@ class Carrier:
         self._pending = dict(zip(liveness.program.inputs, inputs, strict=True))
 
     def part(self, value: Value, region: Masks) -> Any:
-        """Slices of the carrier of a value, size one kept where it has that."""
+        """Slices of the array of a value; axes of size one stay."""
         given = self._pending.get(value)
-        if isinstance(given, Part) and within(region, given.masks):
+        if isinstance(given, PartialLeaf) and within(region, given.masks):
             rows = zip(given.masks, region, strict=True)
             return _taken(given.known, [(np.cumsum(m) - 1)[r] for m, r in rows])
         return _taken(self.of(value), map(np.flatnonzero, region))
 
     def of(self, value: Value) -> Any:
-        """The carrier of a value, computed on demand."""
+        """The array of a value, computed on demand."""
         stack = [value]
         while stack:
             top = stack[-1]
@@ -84,11 +92,11 @@ class Carrier:
             elif top in self._pending:
                 given = self._pending.pop(top)
                 made = given() if callable(given) else given
-                made = made.full() if isinstance(made, Part) else made
+                made = made.full() if isinstance(made, PartialLeaf) else made
                 self._values[top] = thin_zeros(top) if made is None else made
             else:
                 eqn = self._live.producer[top]
-                through = self._passes(eqn)
+                through = self._lets_through(eqn)
                 missing = [v for v in eqn.inputs if v not in self._values]
                 if through and missing:
                     stack += missing
@@ -102,7 +110,7 @@ class Carrier:
         facts = self._live.of(value)
         return within(facts.constant, facts.zero)
 
-    def _passes(self, eqn: Equation) -> bool:
+    def _lets_through(self, eqn: Equation) -> bool:
         """Whether constants come through an equation; if not, nothing of it is read."""
         if eqn in self._live.inner:
             return eqn.name not in ("scan", "cond", "while")
@@ -112,14 +120,14 @@ class Carrier:
         operands = [self._values[v] for v in eqn.inputs]
         if eqn not in self._live.inner:
             live = self._live
-            sure = [live.read(v, live.of(v).constant) for v in eqn.inputs]
+            sure = [live.certain(v, live.of(v).constant) for v in eqn.inputs]
             zero = [live.of(v).zero for v in eqn.outputs]
             return evaluate(eqn, live.relations[eqn], operands, sure, zero)
         (inside,) = self._live.inner[eqn].insides
         traced = any(map(_jax_compat.is_traced, operands))
         if traced and eqn.name == "custom_vjp_call":
             wide = [
-                widened(x, dict(enumerate(v.shape)))
+                broadcast_axes(x, dict(enumerate(v.shape)))
                 for v, x in zip(eqn.inputs, operands, strict=True)
             ]
             return eqn.bind([jnp.asarray(x) for x in wide])
@@ -129,12 +137,12 @@ class Carrier:
 
 
 def _results(live: Liveness, operands: Sequence[Any]) -> list[Any]:
-    carrier = Carrier(live, operands)
-    return [carrier.of(v) for v in live.program.outputs]
+    constants = ConstantValues(live, operands)
+    return [constants.of(v) for v in live.program.outputs]
 
 
 def _with_jvp(eqn: Equation, inside: Liveness, operands: list[Any]) -> list[Any]:
-    """A call on carriers, with the derivative rule that it has."""
+    """A call on constants, with the derivative rule that it has."""
     smooth = [jnp.issubdtype(v.dtype, np.inexact) for v in eqn.inputs]
 
     @jax.custom_jvp
@@ -146,7 +154,7 @@ def _with_jvp(eqn: Equation, inside: Liveness, operands: list[Any]) -> list[Any]
         jaxpr, consts, zeros = _jax_compat.custom_jvp_jaxpr(
             eqn.params, [not s for s in smooth]
         )
-        live = Liveness(build(jaxpr, consts), fold=True)
+        live = Liveness(build(jaxpr, consts), fold_constants=True)
         known = [
             Facts(uniform(v.shape, False), uniform(v.shape, True), static=True)
             for v in live.program.inputs
@@ -159,7 +167,7 @@ def _with_jvp(eqn: Equation, inside: Liveness, operands: list[Any]) -> list[Any]
 
 
 def with_tangents(results: Sequence[Any], zeros: Sequence[bool]) -> tuple[Any, Any]:
-    """Results, and the tangents that follow them but for those that do not move."""
+    """Results and their tangents, of which the list holds those that are not zero."""
     outs = tuple(map(jnp.asarray, results[: len(zeros)]))
     rest = iter(results[len(zeros) :])
     return outs, tuple(

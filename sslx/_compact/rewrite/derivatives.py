@@ -1,4 +1,10 @@
-"""Reduced calls keep the derivative rules that their authors gave them, reduced too."""
+"""Calls with derivative rules of their own keep them, reduced as the calls are.
+
+The rule is traced at the call's full shapes, which gives a program of operands and
+tangents (or cotangents). That is analysed and evaluated as any other program, on the
+slices that are held of the operands. Absent slices count as zero where the function
+found them so; a rule that reads others is refused.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,17 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from sslx import _jax_compat
-from sslx._compact.analysis.liveness import Facts, Liveness, full
-from sslx._compact.jaxpr.masks import Masks
+from sslx._compact.analysis.facts import Facts, full
+from sslx._compact.analysis.liveness import Liveness
+from sslx._compact.jaxpr.masks import Masks, both
 from sslx._compact.jaxpr.program import Equation, Program, Value, build
 from sslx._compact.rewrite.constant_evaluation import no_tangent, with_tangents
 
-Held = Masks | None
 Pair = tuple[Any, Masks] | None
 Evaluate = Callable[[Liveness, Sequence[Any], Sequence[Pair], list[Masks]], list[Any]]
 
 
-class Reduced:
+class ReducedCall:
     """One call on reduced operands.
 
     Attributes:
@@ -26,7 +32,7 @@ class Reduced:
       inside: the analysis of its body.
       given: per operand, the slices that are held; None if nothing of it is needed.
       outputs: per output, the slices to produce.
-      carriers: per operand, its constant slices.
+      constants: per operand, the values of its constant slices.
       evaluate: runs an analysed program on held slices.
     """
 
@@ -34,14 +40,15 @@ class Reduced:
         self,
         eqn: Equation,
         inside: Liveness,
-        given: list[Held],
+        given: list[Masks | None],
         outputs: list[Masks],
-        carriers: list[Any],
+        constants: list[Any],
         evaluate: Evaluate,
     ):
         self.eqn, self.inside, self.evaluate = eqn, inside, evaluate
         self.given, self.outputs = given, outputs
-        self.carriers = carriers if inside.fold else [None for _ in carriers]
+        folds = inside.fold_constants
+        self.constants = constants if folds else [None for _ in constants]
         self.present = [k for k, g in enumerate(given) if g is not None]
         self.smooth = [jnp.issubdtype(v.dtype, np.inexact) for v in eqn.inputs]
 
@@ -57,7 +64,7 @@ class Reduced:
     def run(self, *operands: Any) -> tuple[Any, ...]:
         """The call itself."""
         ins = self.pairs(operands)
-        return tuple(self.evaluate(self.inside, self.carriers, ins, self.outputs))
+        return tuple(self.evaluate(self.inside, self.constants, ins, self.outputs))
 
     def with_jvp(self) -> Callable[..., Any]:
         """The call with its `custom_jvp` rule."""
@@ -120,7 +127,7 @@ class Reduced:
         self, program: Program, ins: list[Pair], wanted: list[Masks]
     ) -> list[Any]:
         """A derivative program on what is held of the operands, then of slopes."""
-        live = Liveness(program, fold=self.inside.fold)
+        live = Liveness(program, fold_constants=self.inside.fold_constants)
         inner = self.inside.program.inputs
         facts = []
         for k, (value, pair) in enumerate(zip(program.inputs, ins, strict=True)):
@@ -141,12 +148,11 @@ class Reduced:
                     "reads slices of its operands that the function itself does not; "
                     "they were removed. Fix: differentiate the original function"
                 )
-        carriers = self.carriers + [None] * (len(ins) - len(self.carriers))
-        return self.evaluate(live, carriers, ins, wanted)
+        constants = self.constants + [None] * (len(ins) - len(self.constants))
+        return self.evaluate(live, constants, ins, wanted)
 
     def _operand(self, value: Value, gone: Masks) -> Facts:
         """What is known of the absent slices of an operand of the call."""
         facts = self.inside.of(value)
-        unread = self.inside.unread.get(value, full(value, False))
-        zero = [g & z & ~u for g, z, u in zip(gone, facts.zero, unread, strict=True)]
+        zero = both(gone, self.inside.certain(value, facts.zero))
         return Facts(zero, zero)

@@ -9,14 +9,16 @@ import numpy as np
 from jaxtyping import PyTree
 
 from sslx._calls import Call, as_jax, struct
-from sslx._compact.analysis.constants import require as require_constants
+from sslx._compact.analysis.constants import require_constants
+from sslx._compact.analysis.facts import Facts, full
 from sslx._compact.analysis.fixed_point import needed, pairs
-from sslx._compact.analysis.liveness import Facts, Liveness, full
+from sslx._compact.analysis.forcing import forces
+from sslx._compact.analysis.liveness import Liveness
 from sslx._compact.jaxpr.masks import Masks, sizes_of, within
 from sslx._compact.jaxpr.program import Equation, Value
 from sslx._compact.jaxpr.tracing import Traced
 from sslx._compact.plan import LeafPlan, Plan
-from sslx._compact.rewrite.constant_evaluation import Part
+from sslx._compact.rewrite.constant_evaluation import PartialLeaf
 from sslx._compact.rewrite.rewriter import Rewriter
 from sslx._groups.groups import flatten
 
@@ -54,7 +56,7 @@ def _is_whole(entry: LeafPlan, leaf: Any) -> bool:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Reduction:
+class ReducedProgram:
     """A program and what of it is alive.
 
     Attributes:
@@ -78,20 +80,21 @@ class Reduction:
     def prepared(
         self, leaves: list[Any], call: Call
     ) -> tuple[Rewriter, list[tuple[Any, Masks]]]:
-        """What runs the program, and the inputs to run it on."""
+        """An interpreter of the program, and the inputs to run it on."""
         program = self.traced.program
-        carriers = [Part(x, masks) for x, masks in zip(leaves, self.kept, strict=True)]
+        rows = zip(leaves, self.kept, strict=True)
+        constants = [PartialLeaf(x, masks) for x, masks in rows]
         rest = program.inputs[len(leaves) :]
         inputs = [
             *zip(leaves, self.kept, strict=True),
             *((x, full(v, True)) for x, v in zip(call.arrays, rest, strict=True)),
         ]
-        return Rewriter(self.live, [*carriers, *(None for _ in rest)]), inputs
+        return Rewriter(self.live, [*constants, *(None for _ in rest)]), inputs
 
-    def held(
+    def intermediates(
         self, leaves: list[Any], arrays: list[Any]
     ) -> tuple[dict[Value, tuple[Any, Masks]], Callable[[Value], Masks]]:
-        """All that is computed on the way, over which slices; and which are alive."""
+        """All intermediate values, over which slices; and which of these are alive."""
         call = Call(None, (), tuple(arrays))
         rewriter, inputs = self.prepared(leaves, call)
         rewriter.run(inputs, self.wanted)
@@ -106,12 +109,12 @@ class Fault(NamedTuple):
 
 
 def fault(
-    reduced: Callable[[Traced], Reduction],
+    reduced: Callable[[Traced], ReducedProgram],
     traced: Traced,
     variables: PyTree,
     call: Call,
 ) -> Fault | None:
-    """Evaluate a reduction on shapes alone; None if it gives the dense shapes."""
+    """Evaluate a reduced program on shapes alone; None if it gives the dense shapes."""
     structs = [struct(x) for x in flatten(variables)[0].values()]
     last: list[Rewriter] = []
 
@@ -137,27 +140,27 @@ def fault(
     return None
 
 
-def analysed(traced: Traced, live: Liveness, plan: Plan) -> Reduction | None:
-    """The reduction that the analysis of `compact` has already made.
+def analysed(traced: Traced, live: Liveness, plan: Plan) -> ReducedProgram | None:
+    """The reduced program, as the analysis of `compact` has already found it.
 
-    None if the program returns new variables, of which less is wanted than was there,
-    or if slices were forced to stay: then the plan alone says what is alive.
+    None if the program returns new state, of which only the kept slices are wanted, or
+    if slices were forced: then the plan alone decides what is alive.
     """
-    if live.forces() or any(name is not None for name in traced.state):
+    if forces(live) or any(name is not None for name in traced.state):
         return None
     kept = [_masks(leaf, "kept") for leaf in plan.leaves.values()]
     wanted = [full(v, True) for v in traced.program.outputs]
-    return Reduction(traced, live, kept, wanted)
+    return ReducedProgram(traced, live, kept, wanted)
 
 
-def reduction(traced: Traced, plan: Plan, fold: bool) -> Reduction:
-    """What is alive in a program whose variables are reduced by the plan.
+def reduce_program(traced: Traced, plan: Plan, fold_constants: bool) -> ReducedProgram:
+    """A program, reduced to what is alive when its variables are as the plan says.
 
     Raises:
       ValueError: the program needs what the plan removed.
     """
     program = traced.program
-    live = Liveness(program, fold=fold)
+    live = Liveness(program, fold_constants=fold_constants)
     zeros, kept = {}, []
     for path, leaf in plan.leaves.items():
         zeros[path] = _masks(leaf, "zero")
@@ -169,14 +172,14 @@ def reduction(traced: Traced, plan: Plan, fold: bool) -> Reduction:
         full(v, True) if name is None else _masks(plan.leaves[name], "kept")
         for v, name in zip(program.outputs, traced.state, strict=True)
     ]
-    narrower = True
-    while narrower:
+    pruned = True
+    while pruned:
         live.forward(facts)
         live.backward(wanted)
         require_constants(live, wanted)
-        narrower = live.narrow()
+        pruned = live.prune()
     _check_coverage(plan, live, kept)
-    return Reduction(traced, live, kept, wanted)
+    return ReducedProgram(traced, live, kept, wanted)
 
 
 def kept_masks(leaf: LeafPlan) -> Masks:

@@ -1,4 +1,16 @@
-"""Evaluate a program on its alive slices only."""
+"""Evaluate a program on its alive slices only.
+
+The equations run in their order, as an interpreter of jaxprs would run them. Each one
+is given its operands over the slices that the analysis says it reads (`deliver`): from
+what is held, some are taken, or, where it lacks some, spread over zeros and constants.
+The rule's `emit` then binds the primitive with the sizes that follow. What comes out
+(`produced`) may be more than what is wanted, such as all channels that a part of a
+grouped convolution makes, and is held as it is: what reads it takes what it needs.
+
+A product with constant channels leaves these out and adds what they amount to; a sum
+over equal terms leaves out all of them and adds one, times their number. Calls, loops
+and branches run their own programs the same way, by a `Rewriter` each.
+"""
 
 import functools
 import itertools
@@ -10,10 +22,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from sslx import _jax_compat
-from sslx._compact.analysis.constants import FoldedTerms, filled, folded
-from sslx._compact.analysis.control_flow import Call, Choice, Scan, While, stacked
+from sslx._compact.analysis.constants import FoldedTerms, filled, folded_terms
+from sslx._compact.analysis.control_flow import (
+    CallBody,
+    CondBody,
+    ScanBody,
+    WhileBody,
+    stacked,
+)
 from sslx._compact.analysis.copies import Piece, Step
-from sslx._compact.analysis.liveness import Liveness, full
+from sslx._compact.analysis.facts import full
+from sslx._compact.analysis.liveness import Liveness
 from sslx._compact.analysis.thin_arrays import now, sized
 from sslx._compact.jaxpr.masks import (
     Mask,
@@ -24,68 +43,24 @@ from sslx._compact.jaxpr.masks import (
     some,
     within,
 )
-from sslx._compact.jaxpr.numpy_primitives import on_host
 from sslx._compact.jaxpr.program import Equation, Value
-from sslx._compact.rewrite.constant_evaluation import (
-    Carrier,
-    flatten_uniform,
-)
-from sslx._compact.rewrite.derivatives import Reduced
+from sslx._compact.rewrite.constant_evaluation import ConstantValues, flatten_uniform
+from sslx._compact.rewrite.derivatives import ReducedCall
+from sslx._compact.rewrite.slices import masked, positions_of, restrict, scatter, take
 from sslx._compact.rules.relation import Relation, Shapes
-
-
-def take(array: Any, positions: np.ndarray, axis: int) -> Any:
-    """Slices at static positions; a strided slice where they form a progression."""
-    if positions.size == array.shape[axis]:
-        if (positions == np.arange(positions.size)).all():
-            return array
-    if on_host([array]):
-        return np.take(array, positions, axis)
-    array = _jax_compat.whole_along(array, axis)
-    steps = np.diff(positions)
-    if positions.size and (steps == steps[:1]).all() and (steps > 0).all():
-        stride = int(steps[0]) if steps.size else 1
-        end = int(positions[-1]) + 1
-        return jax.lax.slice_in_dim(array, int(positions[0]), end, stride, axis)
-    return gathered(array, positions, axis)
-
-
-def gathered(array: Any, positions: np.ndarray, axis: int) -> Any:
-    """Slices at static positions, each of them once, as one `gather`."""
-    rest = [a for a in range(array.ndim) if a != axis]
-    return jax.lax.gather(
-        array,
-        positions.astype(np.int32)[:, None],
-        jax.lax.GatherDimensionNumbers(tuple(rest), (axis,), (axis,)),
-        tuple(1 if a == axis else n for a, n in enumerate(array.shape)),
-        indices_are_sorted=bool((np.diff(positions) > 0).all()),
-        unique_indices=True,
-        mode="promise_in_bounds",
-    )
-
-
-def _masked(mask: np.ndarray, array: Any) -> Any:
-    """An array where the mask holds, zero elsewhere."""
-    where = np.where if on_host([array]) else jnp.where
-    return where(mask, array, np.zeros((), array.dtype))
-
-
-def _picked(have: np.ndarray, want: np.ndarray) -> np.ndarray:
-    """Positions, among the indices in `have`, of those in `want`."""
-    return (np.cumsum(have) - 1)[want]
 
 
 class Rewriter:
     """Runs one program on reduced values.
 
     Every value is held as an array over some indices of each axis (`held`), which
-    include its alive ones; the rest is zero, constant (see `Carrier`), or unneeded.
-    `at` is the equation that is, or was last, computed.
+    include its alive ones; the rest is zero, constant (see `ConstantValues`), or not
+    needed. `at` is the equation that is, or was last, computed.
     """
 
-    def __init__(self, liveness: Liveness, carriers: Sequence[Any | None]):
+    def __init__(self, liveness: Liveness, constants: Sequence[Any | None]):
         self.live = liveness
-        self.carrier = Carrier(liveness, list(carriers))
+        self.constants = ConstantValues(liveness, list(constants))
         self.held: dict[Value, tuple[Any, Masks]] = {}
         self.at: Equation | None = None
 
@@ -115,15 +90,15 @@ class Rewriter:
 
     def _equation(self, eqn: Equation) -> None:
         body = self.live.inner.get(eqn)
-        if isinstance(body, Call):
+        if isinstance(body, CallBody):
             results = self._call(eqn, body.inside)
             masks = [self.live.alive(v) for v in eqn.outputs]
-        elif isinstance(body, While):
+        elif isinstance(body, WhileBody):
             results, masks = self._while(eqn, body)
-        elif isinstance(body, Scan):
+        elif isinstance(body, ScanBody):
             results, masks = self._scan(eqn, body)
-        elif isinstance(body, Choice):
-            results, masks = self._choice(eqn, body)
+        elif isinstance(body, CondBody):
+            results, masks = self._cond(eqn, body)
         else:
             results, masks = self._primitive(eqn)
         for value, array, mask in zip(eqn.outputs, results, masks, strict=True):
@@ -145,8 +120,8 @@ class Rewriter:
         results = emit(eqn, operands, Shapes(sizes))
         for same, piece, steps in live.copies.chains(eqn):
             results[0] = results[0] + self._repeated(eqn, same, piece, steps)
-        for row in folded(live, eqn):
-            results[0] = results[0] + self._folded(eqn, row, made[0])
+        for row in folded_terms(live, eqn):
+            results[0] = results[0] + self._constant_terms(eqn, row, made[0])
         return results, made
 
     def _repeated(
@@ -176,9 +151,9 @@ class Rewriter:
         ]
         results = (rel.emit or _bind)(eqn, operands, Shapes(sizes))
         place = eqn.outputs.index(step.piece.value)
-        return _take_all(results[place], made[place], list(step.piece.region))
+        return restrict(results[place], made[place], list(step.piece.region))
 
-    def _folded(self, eqn: Equation, row: FoldedTerms, made: Masks) -> Any:
+    def _constant_terms(self, eqn: Equation, row: FoldedTerms, made: Masks) -> Any:
         """The constant terms of a product, over the output slices that are made."""
         rel = self.live.relations[eqn]
         regions = [full(v, True) for v in eqn.inputs]
@@ -189,15 +164,15 @@ class Rewriter:
         regions[row.partner.operand][row.partner.axis] = row.partner_mask
         if plain:
             rows = zip(eqn.inputs, regions, strict=True)
-            arrays = [self.carrier.part(v, region) for v, region in rows]
+            arrays = [self.constants.part(v, region) for v, region in rows]
             (result,) = sized(eqn, rel, arrays, [sizes_of(r) for r in regions])
         else:
-            arrays = [self.carrier.of(v) for v in eqn.inputs]
+            arrays = [self.constants.of(v) for v in eqn.inputs]
             shape = [1] * len(eqn.inputs[row.member.operand].shape)
             shape[row.member.axis] = -1
             with now(arrays):
                 wide = arrays[row.member.operand]
-                arrays[row.member.operand] = _masked(row.mask.reshape(shape), wide)
+                arrays[row.member.operand] = masked(row.mask.reshape(shape), wide)
             (result,) = sized(eqn, rel, arrays, [v.shape for v in eqn.inputs])
         with now([result]):
             for axis, mask in enumerate(made):
@@ -215,15 +190,15 @@ class Rewriter:
                 pair = jnp.asarray(outer.array), full(outer, True)
             elif need is None:
                 pair = None
-            elif not inside.fold and (pair is None or not within(need, pair[1])):
+            elif not inside.fold_constants and not (pair and within(need, pair[1])):
                 pair = self.deliver(outer, need), need
             array, masks = pair or (None, None)
             arrays.append(array)
             given.append(masks)
         outputs = [self.live.alive(v) for v in eqn.outputs]
-        carriers = [functools.partial(self.carrier.of, v) for v in eqn.inputs]
+        constants = [functools.partial(self.constants.of, v) for v in eqn.inputs]
 
-        reduced = Reduced(eqn, inside, given, outputs, carriers, _evaluate)
+        reduced = ReducedCall(eqn, inside, given, outputs, constants, _evaluate)
         present = [x for x in arrays if x is not None]
         if eqn.name == "custom_jvp_call":
             return list(reduced.with_jvp()(*present))
@@ -236,7 +211,7 @@ class Rewriter:
         )
         return list(run(*present))
 
-    def _scan(self, eqn: Equation, body: Scan) -> tuple[list[Any], list[Masks]]:
+    def _scan(self, eqn: Equation, body: ScanBody) -> tuple[list[Any], list[Masks]]:
         needs = self.live.targets(eqn)
         operands = self._operands(eqn)
         inner = [
@@ -263,7 +238,7 @@ class Rewriter:
         masks = [*body.wanted[: body.carries], *(stacked(m, v) for m, v in rows)]
         return [*carry, *ys], masks
 
-    def _while(self, eqn: Equation, body: While) -> tuple[list[Any], list[Masks]]:
+    def _while(self, eqn: Equation, body: WhileBody) -> tuple[list[Any], list[Masks]]:
         needs, operands = self.live.targets(eqn), self._operands(eqn)
         start, stop = body.tests, body.tests + body.consts
 
@@ -279,7 +254,7 @@ class Rewriter:
         carry = jax.lax.while_loop(test, step, operands[stop:])
         return carry, body.wanted
 
-    def _choice(self, eqn: Equation, body: Choice) -> tuple[list[Any], list[Masks]]:
+    def _cond(self, eqn: Equation, body: CondBody) -> tuple[list[Any], list[Masks]]:
         index, *operands = self._operands(eqn)
         needs = self.live.targets(eqn)[1:]
         branches = [
@@ -298,7 +273,7 @@ class Rewriter:
         """A value over the wanted slices, moved and filled as needed."""
         if value.literal is not None:
             array = jnp.asarray(value.array)
-            return _take_all(array, full(value, True), target) if value.shape else array
+            return restrict(array, full(value, True), target) if value.shape else array
         if not value.shape:
             if value in self.held:
                 return self.held[value][0]
@@ -308,23 +283,23 @@ class Rewriter:
             return self._base(value, target)
         array, have = pair
         if within(target, have):
-            return _take_all(array, have, target)
+            return restrict(array, have, target)
         there = both(have, target)
-        part = _take_all(array, have, there)
+        part = restrict(array, have, there)
         empty = filled(self.live, value, target) is None
         base = None if empty else self._base(value, target)
         where = [
-            None if h is t or not some(h != t) else _picked(t, h)
+            None if h is t or not some(h != t) else positions_of(h, t)
             for h, t in zip(there, target, strict=True)
         ]
-        return _spread(base, part, where, sizes_of(target))
+        return scatter(base, part, where, sizes_of(target))
 
     def _base(self, value: Value, target: Masks) -> Any:
-        """The wanted slices as far as they are not computed: constants and zeros."""
+        """Wanted slices that are not computed: constants and zeros."""
         shape = sizes_of(target) if value.shape else ()
         if filled(self.live, value, target) is None:
             return jnp.zeros(shape, value.dtype)
-        array = self.carrier.of(value)
+        array = self.constants.of(value)
         facts = self.live.of(value)
         with now([array]):
             for a, t in enumerate(target if value.shape else []):
@@ -335,7 +310,7 @@ class Rewriter:
                     lined = zero.reshape(
                         [-1 if b == a else 1 for b in range(len(shape))]
                     )
-                    array = _masked(~lined, array)
+                    array = masked(~lined, array)
         return jnp.broadcast_to(jnp.asarray(array, value.dtype), shape)
 
 
@@ -371,41 +346,7 @@ def produced(eqn: Equation, rel: Relation, targets: list[Masks]) -> list[Masks]:
     return made
 
 
-def _take_all(array: Any, have: Masks, target: Masks) -> Any:
-    for axis, (h, t) in enumerate(zip(have, target, strict=True)):
-        if h is not t and some(h != t):
-            array = take(array, _picked(h, t), axis)
-    return array
-
-
-def _spread(
-    base: Any | None,
-    part: Any,
-    where: Sequence[np.ndarray | None],
-    sizes: Sequence[int],
-) -> Any:
-    """Put a part in place along every axis that has positions; elsewhere is the base.
-
-    Args:
-      base: None means zero.
-      part: what there is.
-      where: per axis, the positions of its slices, or None if it has all.
-      sizes: of the result.
-    """
-    if part.size == 0:
-        return jnp.zeros(sizes, part.dtype) if base is None else base
-    inside = np.ones((1,) * len(sizes), bool)
-    for axis, places in enumerate(where):
-        if places is not None:
-            source = np.full(sizes[axis], part.shape[axis], np.int32)
-            source[places] = np.arange(places.size)
-            line = [-1 if a == axis else 1 for a in range(len(sizes))]
-            inside = inside & (source < part.shape[axis]).reshape(line)
-            part = jnp.take(part, source, axis=axis, mode="fill", fill_value=0)
-    return part if base is None else jnp.where(inside, part, base)
-
-
 def _evaluate(
-    live: Liveness, carriers: Sequence[Any], ins: Sequence[Any], wanted: list[Masks]
+    live: Liveness, constants: Sequence[Any], ins: Sequence[Any], wanted: list[Masks]
 ) -> list[Any]:
-    return Rewriter(live, carriers).run(ins, wanted)
+    return Rewriter(live, constants).run(ins, wanted)

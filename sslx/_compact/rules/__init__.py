@@ -1,4 +1,4 @@
-"""What every primitive relates to what: one declaration each, by primitive.
+"""The rules: how the slices of operands and results are related, by primitive.
 
 Importing the package registers them all.
 """

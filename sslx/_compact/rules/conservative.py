@@ -1,7 +1,7 @@
 """Primitives without a rule on purpose, and why.
 
-What touches them is kept whole, and reported (`Compact.held_back`). Together with the
-rules, and with the equations that hold programs, this names all that JAX can emit.
+Their operands and results are kept whole and reported (`Compact.held_back`). Together
+with the rules and the equations that hold programs, this covers all primitives of JAX.
 """
 
 REASONS = {

@@ -1,4 +1,4 @@
-"""The relations of elementwise primitives: what they do at zero is evaluated."""
+"""Elementwise primitives: what each does at zero is evaluated, not listed."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ _LITERAL_LIMIT = 1 << 16
 def identity_links(
     equation: Any, operand: int, output: int = 0, skip: tuple[int, ...] = ()
 ) -> list[Link]:
-    """Links axis by axis; an operand axis of size one may run along a longer one."""
+    """Links axis by axis; an operand axis of size one may be broadcast."""
     source, target = equation.inputs[operand].shape, equation.outputs[output].shape
     return _axis_links(source, target, operand, output, skip)
 
@@ -56,7 +56,7 @@ def _axis_links(
 
 
 @functools.lru_cache(1024)
-def _spread(
+def _entrywise(
     inputs: tuple[Shape, ...], target: Shape, zero: tuple[Operands, ...]
 ) -> Relation:
     """Every entry comes from the operands' entries at its own place."""
@@ -71,7 +71,7 @@ def _broadcasts(source: Shape, target: Shape) -> bool:
     return same and all(n in (1, m) for n, m in zip(source, target, strict=True))
 
 
-# What is known of zeros whatever the other operands hold.
+# Which operands make the result zero, whatever the others hold.
 
 
 def _quotient(equation: Any) -> tuple[Operands, ...]:
@@ -121,7 +121,7 @@ def _elementwise(equation: Any) -> Relation:
     known = _STRUCTURE.get(equation.name, lambda equation: NEVER)(equation)
     groups = (*known, *_zeros_at_zero(equation))
     zero = tuple(g for g in groups if not any({*h} < {*g} for h in groups))
-    rel = _spread(tuple(shapes), target, zero)
+    rel = _entrywise(tuple(shapes), target, zero)
     if equation.name in _QUOTIENTS and _inexact(equation.inputs[0]):
         return _without_poles(equation, rel)
     return rel
@@ -168,7 +168,7 @@ def _zeros_at_zero(equation: Any) -> tuple[Operands, ...]:
 
     $$f(0, \ell) = 0$$
 
-    for the literals $\ell$ as they are; or, where these are arrays, if they are zero.
+    for the literals $\ell$ as they are, or with zeros in place of arrays among them.
     """
     values = equation.inputs
     if not all(isinstance(v.dtype, np.dtype) for v in values):
@@ -195,7 +195,7 @@ def _given(value: Value) -> bool:
 
 
 def _known(value: Value) -> Known | None:
-    """A literal, of one entry if all are equal; None if it is too large to look at."""
+    """A literal, as one entry if all are equal; None if it is too large to examine."""
     if value.fill is not None:
         return (), value.fill.tobytes()
     if math.prod(value.shape) > _LITERAL_LIMIT or 0 in value.shape:
@@ -229,7 +229,7 @@ def _is_zero(
     dtypes: tuple[Any, ...],
     dtype: Any,
 ) -> bool:
-    """Whether a primitive makes nothing but zeros of the given operands."""
+    """Whether a primitive gives only zeros for the given operands."""
     arrays = [
         np.frombuffer(data or bytes(t.itemsize), t).reshape(shape)
         for (shape, data), t in zip(given, dtypes, strict=True)

@@ -1,4 +1,4 @@
-"""Primitives that look up or write slices at computed places."""
+"""Primitives that read or write slices at positions that are computed."""
 
 import dataclasses
 from typing import Any
@@ -51,7 +51,7 @@ _FILL = jax.lax.GatherScatterMode.FILL_OR_DROP
 
 @register("gather")
 def _gather(equation: Any) -> Relation:
-    """A lookup in a parameter: NaN for what lies outside counts as zero."""
+    """In a lookup in a parameter, NaN for indices out of range counts as zero."""
     dims, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     mode, fill = equation.params["mode"], equation.params["fill_value"]
     if mode not in (*_IN_RANGE, _FILL):

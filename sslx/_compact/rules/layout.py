@@ -43,7 +43,7 @@ def _broadcast_in_dim(equation: Any) -> Relation:
 def reshape_groups(
     source: tuple[int, ...], target: tuple[int, ...]
 ) -> list[tuple[list[int], list[int]]]:
-    """Smallest runs of axes (without unit axes) with equal products."""
+    """Shortest runs of axes of both shapes with equal products; unit axes left out."""
     ins = [a for a, n in enumerate(source) if n != 1]
     outs = [b for b, n in enumerate(target) if n != 1]
     groups, i, j = [], 0, 0
@@ -148,7 +148,7 @@ def _slice(equation: Any) -> Relation:
         del eqn, shapes
         return operands
 
-    return Relation(tuple(links), zero=FIRST, emit=emit, index_only=True)
+    return Relation(tuple(links), zero=FIRST, emit=emit)
 
 
 @register("split")
@@ -169,7 +169,7 @@ def _split(equation: Any) -> Relation:
             for a, b in zip(starts, ends, strict=True)
         ]
 
-    return Relation(tuple(links), zero=FIRST, emit=emit, index_only=True)
+    return Relation(tuple(links), zero=FIRST, emit=emit)
 
 
 @register("concatenate")
@@ -192,7 +192,7 @@ def _concatenate(equation: Any) -> Relation:
 
 @register("pad")
 def _pad(equation: Any) -> Relation:
-    """Along an axis that is padded with anything but zeros, all is kept."""
+    """An axis that is padded with anything but zeros is kept whole."""
     config = equation.params["padding_config"]
     plain = [a for a, widths in enumerate(config) if not any(widths)]
     links = tuple(Link(0, a, 0, a) for a in plain)

@@ -36,7 +36,7 @@ def _dot_general(equation: Any) -> Relation:
 
 @register("ragged_dot_general")
 def _ragged_dot_general(equation: Any) -> Relation:
-    """Rows of the left operand by groups, each with a matrix of its own (experts)."""
+    """Groups of rows of the left operand, each with its own matrix (experts)."""
     numbers = equation.params["ragged_dot_dimension_numbers"]
     (lhs_sum, rhs_sum), (lhs_batch, rhs_batch) = numbers.dot_dimension_numbers
     ragged, experts = numbers.lhs_ragged_dimensions, numbers.rhs_group_dimensions

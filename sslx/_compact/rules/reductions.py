@@ -1,4 +1,4 @@
-"""Primitives that bring entries of an axis together: sums, windows, sorts, FFT."""
+"""Primitives that combine entries along an axis: sums, windows, sorts, FFT."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from sslx._compact.rules.relation import (
 
 
 def _reduction(zero: tuple[Operands, ...], of_nothing: tuple[Operands, ...] = NEVER):
-    """`of_nothing` is for axes of size zero, where the result is no operand's."""
+    """`of_nothing` holds for axes of size zero, where nothing is reduced."""
 
     def rule(equation: Any) -> Relation:
         source = equation.inputs[0].shape
@@ -64,11 +64,15 @@ def _reduce_window(equation: Any) -> Relation:
     )
     if general:
         return Relation(links, constant=False)
-    zero = FIRST if equation.name == "reduce_window_sum" or _meets(equation) else NEVER
+    zero = (
+        FIRST
+        if equation.name == "reduce_window_sum" or _has_entries(equation)
+        else NEVER
+    )
     return Relation(links, zero=zero)
 
 
-def _meets(equation: Any) -> bool:
+def _has_entries(equation: Any) -> bool:
     """Whether every window holds an entry of the operand, not padding alone."""
     p = equation.params
     source, target = equation.inputs[0].shape, equation.outputs[0].shape

@@ -1,6 +1,21 @@
-"""What a primitive relates to what: the one declaration each primitive has to make.
+"""How the slices of operands and results are related: one declaration per primitive.
 
-Liveness, need, units, and the shapes of the rewritten program all follow from it.
+A rule takes an equation and returns its `Relation`. *Links* pair an axis of an operand
+with an axis of a result that runs over the same slices. *Sums* are axes over which the
+primitive adds up: `dot_general` has one with a member in either operand. `zero` says
+which operands have to be zero for a result to be. The rest of the engine knows nothing
+of single primitives; it reads off a relation
+
+- forwards, which slices of a result are zero or constant (`analysis.facts`);
+- backwards, which slices of an operand are needed (`analysis.needs`);
+- in both directions, which slices go together (`analysis.axis_graph`);
+- the sizes of the reduced results, for which `emit` then makes the equation.
+
+Axes need not match index by index. Indices that have the same *label* belong together,
+which covers broadcasting (all have label 0), slicing and concatenation (labels are
+positions), reshaping (labels are coordinates) and grouped convolutions (labels are
+parts). An axis in no link and no sum is kept whole, so a rule that leaves something out
+is safe; a primitive without a rule has no links at all, and is reported.
 """
 
 import dataclasses
@@ -82,9 +97,27 @@ class Summed(NamedTuple):
     axis: int
     label: Labels | None = None
 
+    def labels(self, size: int) -> Labels:
+        """The term that each slice of an axis of this size belongs to."""
+        return np.arange(size) if self.label is None else self.label
+
+
+def terms_left(members: Sequence[Summed], gone: Sequence[Mask]) -> Mask:
+    """The terms of a sum, by label, for which every member has a slice that is left."""
+    if all(m.label is None for m in members):
+        return ~functools.reduce(np.logical_or, gone)
+    rows = zip(members, gone, strict=True)
+    labels = [member.labels(mask.size) for member, mask in rows]
+    left = np.ones(max(label.max(initial=-1) for label in labels) + 1, bool)
+    for label, mask in zip(labels, gone, strict=True):
+        there = np.zeros(left.size, bool)
+        there[label[~mask]] = True
+        left &= there
+    return left
+
 
 class Shapes(NamedTuple):
-    """What an emitter is told: the sizes of the outputs it must produce."""
+    """The sizes of the outputs that `emit` has to produce."""
 
     outputs: list[tuple[int, ...]]
 
@@ -106,15 +139,15 @@ class Relation:
       sources: per output, the operands that it is made of; None stands for all.
       refine: the relation that holds given the first facts of the operands; they are
         those of the program itself, before anything is left out of it.
-      covers: output axes are covered piecewise (concatenate), not by all operands.
+      covers: each operand covers a piece of an output axis (concatenate).
       constant: the output depends on nothing else, so constants stay constants.
-      widen: grows the masks asked of the outputs to ones the primitive can produce.
-      emit: builds the outputs from reduced operands; None binds the primitive as is.
+      widen: extends the slices wanted of the outputs to some that the primitive can
+        produce.
+      emit: makes the outputs from reduced operands; None binds the primitive as it is.
       known: False if the primitive has no rule and everything is kept whole.
-      index_only: the output is a selection of the operand's slices, nothing more.
       factors: output, axis, label: a factor of an output axis besides those in links;
         slices of it are removed with their whole factor.
-      free_outputs: output axes in no link may be cut by whoever reads them.
+      free_outputs: output axes in no link may be cut by what reads them.
       pointwise: each output entry comes from the operands' entries at its own place,
         those of axes of size one and of scalars spread over it.
     """
@@ -129,7 +162,6 @@ class Relation:
     widen: Callable[[list[Masks]], list[Masks]] | None = None
     emit: Emit | None = None
     known: bool = True
-    index_only: bool = False
     factors: tuple[tuple[int, int, Labels], ...] = ()
     free_outputs: bool = False
     pointwise: bool = False
@@ -146,7 +178,7 @@ class Relation:
         return self._by_ends.get((operand, output), ())
 
     def made_of(self, output: int, count: int) -> Sequence[int]:
-        """The operands, of so many, that an output is made of."""
+        """The operands that an output is made of; `count` is how many there are."""
         return range(count) if self.sources is None else self.sources[output]
 
     def zero_groups(self, output: int) -> Sequence[Operands]:
@@ -165,7 +197,7 @@ _RULES: dict[str, Rule] = {}
 
 
 def register(*names: str) -> Callable[[Rule], Rule]:
-    """Make a function the rule of some primitives, each of which has one at most."""
+    """Make a function the rule of some primitives; each has at most one."""
 
     def add(rule: Rule) -> Rule:
         for name in names:
@@ -178,6 +210,6 @@ def register(*names: str) -> Callable[[Rule], Rule]:
 
 
 def relation(equation: Any) -> Relation:
-    """The relation of an equation; the conservative one where there is no rule."""
+    """The relation of an equation; `UNKNOWN` where there is no rule."""
     rule = None if equation.opaque else _RULES.get(equation.name)
     return rule(equation) if rule else UNKNOWN

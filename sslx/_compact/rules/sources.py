@@ -1,4 +1,4 @@
-"""Primitives that make values from no data: counters and random numbers."""
+"""Primitives whose results hold no data: counters and random numbers."""
 
 from typing import Any
 

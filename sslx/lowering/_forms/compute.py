@@ -16,13 +16,13 @@ from sslx.lowering._native import direct
 
 
 def run(form: Form, conv: Conv, x: Array, w: Array) -> Array:
-    """The convolution's result, computed in this form.
+    """Compute a convolution in a form.
 
     Args:
-      form: one that `applies`.
-      conv: what to compute.
+      form: a form for which `applies` gives None.
+      conv: the convolution.
       x: shape `conv.lhs`.
-      w: shape `conv.rhs`; columns that are not in `conv.mask` count as zero.
+      w: shape `conv.rhs`; columns outside `conv.mask` count as zero.
     """
     if form.kind == "direct":
         return direct.direct(conv, x, w)

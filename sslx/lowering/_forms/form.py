@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 from sslx.lowering._conv import Conv
 from sslx.lowering._native import direct
@@ -25,23 +25,21 @@ Kind = Literal[
 class Form:
     """One way to compute a convolution; all of them are exact.
 
-    | kind | what it does |
-    | --- | --- |
-    | `xla` | leaves it to XLA |
-    | `direct` | machine code that reads only columns that are not zero; on a CPU; |
-    | | includes the elementwise operations that follow |
-    | `crop` | drops border taps that are zero or only ever meet padding |
-    | `dot` | one product; kernels of one tap, no padding |
-    | `im2col` | patches of all columns, one product |
-    | `gather_columns` | patches of the kept columns only, channels first, one product |
-    | `unrolled` | one product per output position, without taps on padding |
-    | `depthwise` | one multiply-add per tap; one input channel per group |
-    | `split` | one convolution per group of filters, by `inner` where that applies |
-    | `phases` | the same per phase of a dilated input |
+    - `xla`: leaves it to XLA.
+    - `direct`: machine code for a CPU that reads only columns that are not zero, and
+      computes the elementwise operations that follow.
+    - `crop`: without border taps that are zero or only ever meet padding.
+    - `dot`: one product; for kernels of one tap, without padding.
+    - `im2col`: patches of all columns, one product.
+    - `gather_columns`: patches of the kept columns only, channels first, one product.
+    - `unrolled`: one product per output position, without taps on padding.
+    - `depthwise`: one multiply-add per tap; for one input channel per group.
+    - `split`: one convolution per group of filters, by `inner` where that applies.
+    - `phases`: one convolution per phase of a dilated input.
 
     Attributes:
-      kind: as above.
-      chunk: images at a time, one after the other (`jax.lax.map`); 0 means all.
+      kind: one of these.
+      chunk: images at a time, one chunk after the other (`jax.lax.map`); 0 means all.
       inner: the form of the parts.
     """
 
@@ -57,16 +55,13 @@ class Form:
 
 XLA = Form("xla")
 _COMPOSED = ("split", "phases")
-_KINDS = get_args(Kind)
 _MOST_UNROLLED = 64
 
 
 def applies(form: Form, conv: Conv) -> str | None:
-    """Why a form cannot compute a convolution, or None."""
+    """Why a form cannot compute a convolution; None if it can."""
     if form == XLA:
         return None
-    if form.kind not in _KINDS or form.inner not in _KINDS:
-        return f"there is no form {form.kind!r} of {form.inner!r}"
     if form.kind == "direct":
         return direct.unfit(conv) or ("it has no chunks" if form.chunk else None)
     if conv.batch_groups > 1:

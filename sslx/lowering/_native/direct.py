@@ -25,7 +25,7 @@ MISSING = "llvmlite is not installed: pip install 'sslx[cpu]'"
 
 def unfit(conv: Conv) -> str | None:
     """Why a convolution cannot be computed directly, or None."""
-    if llvm.llvm is None:
+    if llvm.binding() is None:
         return MISSING
     if llvm.machine() is None:
         return "there is no code for this device"

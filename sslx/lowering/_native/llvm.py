@@ -23,10 +23,15 @@ from sslx.lowering._native import handler
 from sslx.lowering._native.ir import Function
 from sslx.lowering._native.values import Value, address
 
-try:
-    import llvmlite.binding as llvm
-except ImportError:  # the extra `cpu` is not installed
-    llvm: Any = None
+
+@functools.cache
+def binding() -> Any:
+    """`llvmlite.binding`, or None where the extra `cpu` is not installed."""
+    try:
+        import llvmlite.binding
+    except ImportError:
+        return None
+    return llvmlite.binding
 
 
 class Machine(NamedTuple):
@@ -40,6 +45,7 @@ class Machine(NamedTuple):
 @functools.cache
 def machine() -> Machine | None:
     """This processor; None where its vectors are not known, or LLVM is missing."""
+    llvm = binding()
     if llvm is None:
         return None
     features = llvm.get_host_cpu_features()
@@ -79,6 +85,7 @@ class _Code:
 
     def __init__(self, text: str, numbers: np.ndarray):
         self._numbers = numbers
+        llvm = binding()
         context = llvm.create_context()
         module = llvm.parse_assembly(text, context)
         self._engine = llvm.create_mcjit_compiler(module, _target_machine())
@@ -234,6 +241,7 @@ def _registered(name: str, calls: Calls) -> _Program:
 
 
 def _target_machine() -> Any:
+    llvm = binding()
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     return llvm.Target.from_default_triple().create_target_machine(
