@@ -149,7 +149,7 @@ class Conv:
 
     @property
     def macs_inside(self) -> int:
-        """The same without padding."""
+        """Multiply-accumulates without padding."""
         taps = np.ones((), int)
         for axis in self.axes:
             _, meets = axis.reads()
@@ -157,14 +157,14 @@ class Conv:
         return self._macs(taps)
 
     def _macs(self, positions: np.ndarray) -> int:
-        """Of taps that are used at so many positions each."""
+        """Given the number of positions at which each tap is used."""
         columns = self.mask.sum((-2, -1))
         filters = self.rhs[-1] // self.groups // self.batch_groups
         return int((columns * positions).sum()) * self.lhs[0] * filters
 
     @functools.cached_property
     def key(self) -> str:
-        """A text that is equal for equal convolutions, for a table on disk."""
+        """A string that is equal for equal convolutions, as a key on disk."""
         columns = "all" if self.columns is None else self.columns.bits.hex()
         fields = dataclasses.replace(self, columns=None)
         return f"{fields}, columns={columns}"
@@ -186,7 +186,7 @@ class Conv:
     def run(self, x: Array, w: Array) -> Array:
         """XLA's own convolution.
 
-        Negative padding is cut off before: with it XLA is wrong in half precision.
+        Negative padding is sliced off first: XLA is wrong with it in half precision.
         """
         x, padding = self._cut(x)
         if self.is_empty or 0 in x.shape[1:-1]:
@@ -272,7 +272,7 @@ def from_params(
 
 
 def to_canonical(params: Mapping[str, Any], lhs: Array, rhs: Array) -> list[Array]:
-    """The operands, channels and filters last."""
+    """The operands with channels and filters last."""
     numbers = params["dimension_numbers"]
     return [
         lhs.transpose(_channels_last(numbers.lhs_spec)),
@@ -287,7 +287,7 @@ def from_canonical(params: Mapping[str, Any], out: Array) -> Array:
 
 
 def channels_are_last(params: Mapping[str, Any]) -> bool:
-    """Whether the result of an equation lies as `Conv`'s does."""
+    """Whether the result of an equation has its channels last, as `Conv`'s has."""
     order = _channels_last(params["dimension_numbers"].out_spec)
     return order == tuple(range(len(order)))
 

@@ -1,4 +1,4 @@
-"""Ways to compute whole calls, by the rule, by XLA and by measurement; their time."""
+"""Candidates for whole calls (by the rule, XLA's, measured) and their times."""
 
 import functools
 import warnings
@@ -23,7 +23,7 @@ _NO_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
 def on_cpu() -> bool:
-    """Whether the default device is one that the rules were written for."""
+    """Whether the default device is a CPU, for which the rule was written."""
     return jax.default_backend() == "cpu"
 
 
@@ -87,7 +87,7 @@ def left_to_xla(found: Found) -> Choices:
 
 
 def candidates(found: Found, cache: Cache) -> dict[str, Choices]:
-    """Distinct ways worth timing as a whole: each option with three sets of forms."""
+    """Distinct candidates for a whole call: each option with three sets of forms."""
     ways: dict[str, Choices] = {}
     for options in option_sets():
         seconds = {conv: cache.timings(conv, options) for _, conv in found}

@@ -1,4 +1,4 @@
-"""Time the forms of a convolution on this machine, and remember what was found."""
+"""Time the forms of a convolution on this machine, and keep the timings on disk."""
 
 import functools
 import importlib.metadata
@@ -26,10 +26,10 @@ _PROMISING = 1.5
 
 
 def timings(conv: Conv, options: Options) -> dict[Form, float]:
-    """Seconds of every candidate that came near the fastest one; median of rounds.
+    """Median seconds of every candidate that comes close to the fastest.
 
-    Every candidate is compiled on its own and run on random operands. Those slower
-    than 1.5 times the fastest one in a first glance are left out.
+    Every candidate is compiled on its own and run on random operands. After a first,
+    short timing, those slower than 1.5 times the fastest are dropped.
     """
     x, w = _operands(conv)
     calls = {}

@@ -51,11 +51,11 @@ def _whole(form: Form, conv: Conv, x: Array, w: Array) -> Array:
 
 
 _WIDE = {"bfloat16": "float32", "float16": "float32"}
-"""What sums of parts are held in."""
+"""The dtype in which parts are summed."""
 
 
 def live(conv: Conv) -> Conv:
-    """Without the columns that only ever meet padding."""
+    """The convolution without columns that only meet padding."""
     mask = conv.mask
     for a, axis in enumerate(conv.axes):
         met = axis.reads()[1].any(0)
@@ -125,7 +125,7 @@ def _part(form: Form, conv: Conv, x: Array, w: Array) -> Array:
 
 
 def _phases(conv: Conv, x: Array, w: Array, inner: Form) -> Array:
-    """Output positions p with p mod d equal meet the same taps of the kernel."""
+    """One convolution per `p mod d` of the output positions, which fixes their taps."""
     d = conv.lhs_dilation
     outs = np.empty(d, object)
     longest = tuple(-(-n // s) for n, s in zip(conv.out, d, strict=True))

@@ -1,4 +1,4 @@
-"""Gathers of channels by machine code; XLA on a CPU copies entry by entry."""
+"""Gathers of channels by machine code; on a CPU XLA copies them one by one."""
 
 import dataclasses
 import math

@@ -168,21 +168,18 @@ def _task(schedule: Schedule) -> Function:
     """One part of the positions of one share, for some filter tiles."""
     f, scalar = llvm.task(), Types.of(schedule).scalar
     x, w, *operands, y, scratch = llvm.arrays(f, 4 + len(operand_names(schedule)))
-    part, rest = (
-        f.mod(f["t"], schedule.tasks.parts),
-        f.div(f["t"], schedule.tasks.parts),
-    )
-    share, some = f.mod(rest, schedule.tasks.shares), f.div(rest, schedule.tasks.shares)
-    tile0 = f.mul(some, schedule.tasks.tiles)
-    tiles = tile0, f.add(tile0, schedule.tasks.tiles)
-    into = f.mul(share, schedule.strides.y_share)
-    first = f.mul(share, schedule.tasks.blocks_per_share)
-    after = f.add(first, schedule.tasks.blocks_per_share)
-    with f.loop(first, after) as block:
-        x_block = f.at(x, f.mul(block.index, schedule.strides.x_block), scalar)
-        w_block = f.at(w, f.mul(block.index, schedule.strides.w_block), scalar)
+    tasks, strides = schedule.tasks, schedule.strides
+    part, rest = f.mod(f["t"], tasks.parts), f.div(f["t"], tasks.parts)
+    share, some = f.mod(rest, tasks.shares), f.div(rest, tasks.shares)
+    tile0 = f.mul(some, tasks.tiles)
+    tiles = tile0, f.add(tile0, tasks.tiles)
+    into = f.mul(share, strides.y_share)
+    first = f.mul(share, tasks.blocks_per_share)
+    with f.loop(first, f.add(first, tasks.blocks_per_share)) as block:
+        x_block = f.at(x, f.mul(block.index, strides.x_block), scalar)
+        w_block = f.at(w, f.mul(block.index, strides.w_block), scalar)
         if schedule.rows.packed is not None:
-            size = schedule.tasks.tiles * slot_size(schedule)
+            size = tasks.tiles * slot_size(schedule)
             slots = f.at(scratch, f.mul(f["worker"], size), scalar)
             f.call("pack_tiles", w_block, slots, *tiles, f["held"])
             w_block = slots
@@ -215,7 +212,7 @@ def _positions(schedule: Schedule, variants: _Variants, tables: Tables) -> Funct
 
 def _visits(schedule: Schedule, variants: _Variants, tables: Tables) -> tuple[int, int]:
     """Where the table of `_VisitFields` starts, and that of the ends of parts."""
-    rows, ends = [], []
+    rows, ends, parts = [], [], schedule.tasks.parts
     for visit in schedule.visits:
         runs = visit.tile.runs
         count = len(visit.runs) // runs
@@ -235,9 +232,7 @@ def _visits(schedule: Schedule, variants: _Variants, tables: Tables) -> tuple[in
                 visit.pace,
             )
         )
-        ends.append(
-            [p * count // schedule.tasks.parts for p in range(schedule.tasks.parts + 1)]
-        )
+        ends.append([p * count // parts for p in range(parts + 1)])
     return tables.place(rows), tables.place(ends)
 
 

@@ -103,6 +103,7 @@ def schedule(
 
 
 def _strides(problem: Problem) -> Strides:
+    """A gradient goes from channel to channel, else blocks are images."""
     conv, gradient = problem.conv, problem.gradient
     x_strides = problem.x_strides
     return Strides(
@@ -124,7 +125,10 @@ def _packs(problem: Problem, tiles: int, parts: int) -> bool:
 
 
 def _best_tiling(problem: Problem) -> Tiling:
-    """The cheapest of all tilings, by estimate."""
+    """The tiling with the fewest estimated cycles.
+
+    A kernel that is read once is tried with the last axes divided and whole.
+    """
     conv, machine, once = problem.conv, problem.machine, problem.kernel_once
 
     @functools.cache
@@ -157,9 +161,9 @@ def _parts(problem: Problem, cycles: float, tiles: int) -> int:
     """Parts of the positions: enough for all cores, none too short to be a task.
 
     Args:
-      problem: what is planned.
+      problem: what is scheduled.
       cycles: of a block, for the filters of a group.
-      tiles: of filters, of all groups.
+      tiles: filter tiles of all groups.
     """
     if problem.kernel_once:
         return 1

@@ -3,10 +3,10 @@
 A tile of `p` positions and `v` vectors of filters keeps `p * v` sums in registers. Per
 column it loads `v` vectors of weights and `p` entries of the image, which are repeated
 in all lanes, and does `p * v` multiply-adds; a core does two loads or two multiply-adds
-in a cycle. So wide tiles cost fewest cycles per product, as far as registers reach: the
-latency of a multiply-add asks for eight sums at least, every tile has a fixed cost, and
-what does not fill a tile is computed in smaller ones. The model counts these cycles for
-every shape; measured constants stand where it uses them.
+in a cycle. So wide tiles cost fewest cycles per product, as far as registers reach. It
+takes eight independent sums to hide the latency of multiply-adds; every tile has a
+fixed cost; what does not fill a tile is computed in smaller ones. The model counts the
+cycles of every shape that fits the registers. Its constants come from measurements.
 """
 
 import functools
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from sslx.lowering._native.positions import Positions
 
 BLOCK_BYTES = 1 << 20
-"""Of a nearby cache, for what is read again and again."""
+"""Of the second cache, for what is read repeatedly."""
 
 
 class TileShape(NamedTuple):
