@@ -112,6 +112,19 @@ def require_function(fn: Any, variables: Any = None) -> None:
     raise TypeError(f"fn: got {name}, expected a function; fix: {fix}")
 
 
+def require_two_steps(call: str, example: tuple[Any, ...]) -> None:
+    """Raise if an example call is given with the function rather than after it.
+
+    Raises:
+      TypeError: with how to write it.
+    """
+    if example:
+        raise TypeError(
+            f"got {len(example)} arguments after the first; fix: options first, then "
+            f"the call, {call}"
+        )
+
+
 def require_word(name: str, got: Any, words: tuple[str, ...]) -> None:
     """Refuse an option that is none of its words.
 

@@ -53,6 +53,13 @@ Case = tuple[str, Callable[[], Any], type[Exception], str]
 DENSE = nn.Dense(3)
 COMPACT: list[Case] = [
     ("swapped", lambda: sslx.compact(P)(net, X), T, "fn: got dict, expected a functi"),
+    ("swapped at once", lambda: sslx.compact(P, net, X), T, "the function comes first"),
+    (
+        "one step",
+        lambda: sslx.compact(net, P, X),
+        T,
+        r"2 arguments after the first; fix: .*sslx.compact\(fn, \*\*options\)\(var",
+    ),
     ("twice fn", lambda: sslx.compact(net)(net, X), T, "the function comes first"),
     ("none", lambda: sslx.compact(None)(P, X), T, "fn: got NoneType"),
     ("text", lambda: sslx.compact("net")(P, X), T, "fn: got str, expected a function"),
@@ -154,6 +161,7 @@ MASKS: list[Case] = [
 ]
 UNITS: list[Case] = [
     ("swapped", lambda: sslx.units(P)(net, X), T, "fn: got dict, expected a functi"),
+    ("one step", lambda: sslx.units(net, P, X), T, r"fix: .*sslx.units\(fn, \*\*opt"),
     ("module", lambda: sslx.units(DENSE)(P, X), T, "give its method, fn.apply"),
     ("text leaf", lambda: sslx.units(net)({"a": "x"}, X), T, "a: got str 'x'"),
     ("no leaves", lambda: sslx.units(net)([], X), T, "there are no leaves"),

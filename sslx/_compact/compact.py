@@ -21,6 +21,7 @@ from sslx._calls import (
     Call,
     require_count,
     require_function,
+    require_two_steps,
     require_word,
     struct,
     take_apart,
@@ -57,7 +58,7 @@ Constants = Literal["fold", "keep"]
 
 def compact(
     fn: Callable[..., Any],
-    *,
+    *_example: Any,
     state: str | Sequence[str] = (),
     groups: Groups | None = None,
     masks: Mapping[str, Any] | None = None,
@@ -143,7 +144,8 @@ def compact(
     require_word("lowering", lowering, get_args(Lowering))
     if round_to is not None:
         require_count("round_to", round_to)
-    require_function(fn)
+    require_function(fn, *_example[:1])
+    require_two_steps("sslx.compact(fn, **options)(variables, *args)", _example)
 
     def of(variables: PyTree, *args: Any, **kwargs: Any) -> Compact:
         require_function(fn, variables)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
-from sslx._calls import require_function, take_apart
+from sslx._calls import require_function, require_two_steps, take_apart
 from sslx._compact.analysis.axis_graph import Node
 from sslx._compact.analysis.facts import full
 from sslx._compact.analysis.families import Family, families
@@ -30,7 +30,7 @@ from sslx._groups.classes import GroupClass, Groups, Member
 
 def units(
     fn: Callable[..., Any],
-    *,
+    *_example: Any,
     pin: str | Sequence[str] = (),
     state: str | Sequence[str] = (),
 ) -> Callable[..., Groups]:
@@ -67,7 +67,8 @@ def units(
       >>> units = sslx.units(model.apply, pin=["stem"])(variables, x)
       >>> penalty = sslx.penalty_value(sslx.GroupLasso(1e-4), units, variables)
     """
-    require_function(fn)
+    require_function(fn, *_example[:1])
+    require_two_steps("sslx.units(fn, **options)(variables, *args)", _example)
 
     def of(variables: PyTree, *args: Any, **kwargs: Any) -> Groups:
         require_function(fn, variables)

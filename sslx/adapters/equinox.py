@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
+from sslx._calls import require_two_steps
 from sslx._compact.compacted import Compact
 from sslx._compact.plan import LeafPlan
 from sslx._groups.groups import flatten, unflatten
@@ -48,7 +49,7 @@ def function(
 
 def compact(
     module: PyTree,
-    *,
+    *_example: Any,
     call: Call = call_module,
     sizes: Mapping[str, Any] | None = None,
     strict: bool = False,
@@ -88,6 +89,7 @@ def compact(
       >>> batched = lambda model, x: jax.vmap(model)(x)
       >>> model, small = sslx.adapters.equinox.compact(model, call=batched)(x)
     """
+    require_two_steps("equinox.compact(model, **options)(*args)", _example)
 
     def of(*args: Any, **kwargs: Any) -> Resized:
         resized = lambda small: resize(module, small, call=call, sizes=sizes)(

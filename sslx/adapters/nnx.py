@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 from jaxtyping import PyTree
 
+from sslx._calls import require_two_steps
 from sslx._compact.compacted import Compact
 from sslx._groups.groups import flatten, unflatten
 from sslx.adapters._resize import (
@@ -52,7 +53,7 @@ def _merged(graph: Any, state: Any, variables: PyTree) -> nnx.Module:
 
 def compact(
     module: nnx.Module,
-    *,
+    *_example: Any,
     call: Call = call_module,
     sizes: Mapping[str, Any] | None = None,
     strict: bool = False,
@@ -92,6 +93,7 @@ def compact(
       >>> model.eval()
       >>> model, small = sslx.adapters.nnx.compact(model)(x)
     """
+    require_two_steps("nnx.compact(model, **options)(*args)", _example)
 
     def of(*args: Any, **kwargs: Any) -> Resized:
         resized = lambda small: resize(module, small, call=call, sizes=sizes)(

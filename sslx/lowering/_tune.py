@@ -10,7 +10,12 @@ from typing import Any, Literal, get_args
 import jax
 
 from sslx import _jax_compat
-from sslx._calls import require_function, require_word, take_apart
+from sslx._calls import (
+    require_function,
+    require_two_steps,
+    require_word,
+    take_apart,
+)
 from sslx.lowering import _programs
 from sslx.lowering._choices import Choices, Found
 from sslx.lowering._conv import Columns, Conv
@@ -339,11 +344,7 @@ def tune(
       >>> step = sslx.tune(step, donate_argnums=0)
     """
     require_function(fn)
-    if _example:
-        raise TypeError(
-            "tune takes a function only; fix: call what it returns, "
-            "sslx.tune(fn)(*args)"
-        )
+    require_two_steps("sslx.tune(fn)(*args)", _example)
     require_word("lowering", lowering, get_args(Lowering))
     try:
         jax.jit(fn, **options)
