@@ -26,7 +26,7 @@ from sslx._compact.plan import Plan
 from sslx._groups.groups import flatten, unflatten
 from sslx.lowering import Tuned
 
-_FORMAT = 4
+_FORMAT = 5
 _PLAIN = (bool, int, float, str, type(None))
 _KINDS = {kind.__name__: kind for kind in (dict, OrderedDict, list, tuple)}
 

@@ -4,10 +4,10 @@ from sslx.lowering._choices import Choice as Choice
 from sslx.lowering._choices import Choices as Choices
 from sslx.lowering._conv import Columns as Columns
 from sslx.lowering._conv import Conv as Conv
-from sslx.lowering._forms.forms import XLA as XLA
-from sslx.lowering._forms.forms import Form as Form
-from sslx.lowering._forms.forms import applies as applies
-from sslx.lowering._forms.forms import run as run
+from sslx.lowering._forms.compute import run as run
+from sslx.lowering._forms.form import XLA as XLA
+from sslx.lowering._forms.form import Form as Form
+from sslx.lowering._forms.form import applies as applies
 from sslx.lowering._nonzero import nonzero_of as nonzero_of
 from sslx.lowering._programs import option_sets as option_sets
 from sslx.lowering._programs import program_seconds as program_seconds

@@ -7,7 +7,7 @@ from typing import Any
 
 from sslx._table import Table, Tabular, shape_text
 from sslx.lowering._conv import Conv
-from sslx.lowering._forms.forms import XLA, Form
+from sslx.lowering._forms.form import XLA, Form, applies
 
 Found = list[tuple[str, Conv]]
 """The convolutions of a call in order of execution, each with its name scope."""
@@ -21,8 +21,9 @@ class Choice:
       name: the name scope of its first occurrence.
       conv: the convolution.
       form: the form taken.
-      seconds: the median of each form that came near the fastest; empty if not timed.
-      times: how often the call has this very convolution.
+      seconds: the median of each form that came close to the fastest; empty if none
+        was timed.
+      times: how often it occurs in the call.
     """
 
     name: str
@@ -41,15 +42,15 @@ class Choices(Tabular):
       compiler_options: for `jax.jit`; they do nothing inside another jit.
       programs: under `"measure"`, the seconds of the whole call per way to compute it,
         of which the fastest was taken.
-      reductions: whether sums over leading axes are computed as products with ones,
-        pools as the sum or maximum of shifted slices, and channels moved by machine
-        code, all of which is faster on a CPU.
+      cpu_ops: whether sums over leading axes are computed as products with ones, pools
+        from shifted slices, and gathers of channels by machine code, all of which is
+        faster on a CPU.
     """
 
     convolutions: tuple[Choice, ...]
     compiler_options: Mapping[str, str]
     programs: Mapping[str, float]
-    reductions: bool
+    cpu_ops: bool
 
     @classmethod
     def of(
@@ -57,7 +58,7 @@ class Choices(Tabular):
         found: Found,
         form: Callable[[Conv], Form],
         compiler_options: Mapping[str, str],
-        reductions: bool,
+        cpu_ops: bool,
         seconds: Callable[[Conv], Mapping[Form, float]] = lambda conv: {},
     ) -> "Choices":
         """Choose by functions of a convolution."""
@@ -68,11 +69,11 @@ class Choices(Tabular):
             Choice(scopes[0], conv, form(conv), seconds(conv), len(scopes))
             for conv, scopes in names.items()
         )
-        return cls(convolutions, compiler_options, {}, reductions)
+        return cls(convolutions, compiler_options, {}, cpu_ops)
 
     @classmethod
     def merged(cls, several: Iterable["Choices"]) -> "Choices | None":
-        """Those of several calls, of which the last decides; None if there are none."""
+        """Those of several calls, where the last one wins; None if there are none."""
         every = list(several)
         if not every:
             return None
@@ -88,13 +89,13 @@ class Choices(Tabular):
         return {choice.conv: choice for choice in self}
 
     def serving(self, found: Found) -> "Choices | None":
-        """Those of another call; None if it has a convolution that is not known."""
+        """The same for another call; None if it has a convolution that is not known."""
         known = self.by_conv
         if not all(conv in known for _, conv in found):
             return None
         form, seconds = (lambda c: known[c].form), (lambda c: known[c].seconds)
-        options, reductions = self.compiler_options, self.reductions
-        served = Choices.of(found, form, options, reductions, seconds)
+        options, cpu_ops = self.compiler_options, self.cpu_ops
+        served = Choices.of(found, form, options, cpu_ops, seconds)
         return dataclasses.replace(served, programs=self.programs)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -141,7 +142,7 @@ class Choices(Tabular):
         return {
             "compiler_options": dict(self.compiler_options),
             "programs": dict(self.programs),
-            "reductions": self.reductions,
+            "cpu_ops": self.cpu_ops,
             "convolutions": [
                 {
                     "name": c.name,
@@ -159,8 +160,12 @@ class Choices(Tabular):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Choices":
-        """The inverse of `to_json`, also after a trip through a file."""
-        convolutions = tuple(
+        """The inverse of `to_json`, also after a trip through a file.
+
+        Choices of forms that cannot be computed here, such as `direct` without LLVM,
+        are left out.
+        """
+        convolutions = (
             Choice(
                 c["name"],
                 Conv.from_json(c["conv"]),
@@ -171,7 +176,10 @@ class Choices(Tabular):
             for c in data["convolutions"]
         )
         return cls(
-            convolutions, data["compiler_options"], data["programs"], data["reductions"]
+            tuple(c for c in convolutions if applies(c.form, c.conv) is None),
+            data["compiler_options"],
+            data["programs"],
+            data["cpu_ops"],
         )
 
 

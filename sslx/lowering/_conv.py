@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
+
+from sslx.lowering._taps import Axis
 
 Pads = tuple[tuple[int, int], ...]
 
@@ -99,20 +102,23 @@ class Conv:
         return self.rhs[:-2]
 
     @functools.cached_property
+    def axes(self) -> tuple[Axis, ...]:
+        """The spatial axes."""
+        every = zip(
+            self.image,
+            self.lhs_dilation,
+            self.padding,
+            self.window,
+            self.rhs_dilation,
+            self.strides,
+            strict=True,
+        )
+        return tuple(itertools.starmap(Axis, every))
+
+    @functools.cached_property
     def out(self) -> tuple[int, ...]:
         """Spatial sizes of the output."""
-        return tuple(
-            max(0, (dilated(n, a) + sum(pad) - dilated(k, b)) // s + 1)
-            for n, a, pad, k, b, s in zip(
-                self.image,
-                self.lhs_dilation,
-                self.padding,
-                self.window,
-                self.rhs_dilation,
-                self.strides,
-                strict=True,
-            )
-        )
+        return tuple(axis.out for axis in self.axes)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -143,30 +149,22 @@ class Conv:
 
     @property
     def macs_inside(self) -> int:
-        """The same without padding."""
+        """Multiply-accumulates without padding."""
         taps = np.ones((), int)
-        for axis in range(len(self.window)):
-            taps = np.multiply.outer(taps, self.meets(axis).sum(0))
+        for axis in self.axes:
+            _, meets = axis.reads()
+            taps = np.multiply.outer(taps, meets.sum(0))
         return self._macs(taps)
 
     def _macs(self, positions: np.ndarray) -> int:
-        """Of taps that are used at so many positions each."""
+        """Given the number of positions at which each tap is used."""
         columns = self.mask.sum((-2, -1))
         filters = self.rhs[-1] // self.groups // self.batch_groups
         return int((columns * positions).sum()) * self.lhs[0] * filters
 
-    def meets(self, axis: int) -> Bool[np.ndarray, "positions taps"]:
-        """Whether a tap meets an entry of the image at an output position."""
-        positions = np.arange(self.out[axis]) * self.strides[axis]
-        taps = np.arange(self.window[axis]) * self.rhs_dilation[axis]
-        entry = positions[:, None] + taps - self.padding[axis][0]
-        hole = self.lhs_dilation[axis]
-        inside = (entry >= 0) & (entry < dilated(self.image[axis], hole))
-        return inside & (entry % hole == 0)
-
     @functools.cached_property
     def key(self) -> str:
-        """A text that is equal for equal convolutions, for a table on disk."""
+        """A string that is equal for equal convolutions, as a key on disk."""
         columns = "all" if self.columns is None else self.columns.bits.hex()
         fields = dataclasses.replace(self, columns=None)
         return f"{fields}, columns={columns}"
@@ -188,7 +186,7 @@ class Conv:
     def run(self, x: Array, w: Array) -> Array:
         """XLA's own convolution.
 
-        Negative padding is cut off before: with it XLA is wrong in half precision.
+        Negative padding is sliced off first: XLA is wrong with it in half precision.
         """
         x, padding = self._cut(x)
         if self.is_empty or 0 in x.shape[1:-1]:
@@ -226,11 +224,6 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(_tuples(v) for v in value)
     return value
-
-
-def dilated(size: int, distance: int) -> int:
-    """Length of `size` entries at a distance."""
-    return (size - 1) * distance + 1 if size else 0
 
 
 def has_sizes(eqn: Any) -> bool:
@@ -279,7 +272,7 @@ def from_params(
 
 
 def to_canonical(params: Mapping[str, Any], lhs: Array, rhs: Array) -> list[Array]:
-    """The operands, channels and filters last."""
+    """The operands with channels and filters last."""
     numbers = params["dimension_numbers"]
     return [
         lhs.transpose(_channels_last(numbers.lhs_spec)),
@@ -294,7 +287,7 @@ def from_canonical(params: Mapping[str, Any], out: Array) -> Array:
 
 
 def channels_are_last(params: Mapping[str, Any]) -> bool:
-    """Whether the result of an equation lies as `Conv`'s does."""
+    """Whether the result of an equation has its channels last, as `Conv`'s has."""
     order = _channels_last(params["dimension_numbers"].out_spec)
     return order == tuple(range(len(order)))
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from sslx import _jax_compat
 from sslx.lowering._conv import channels_are_last, has_sizes
-from sslx.lowering._native.schedule import Step
+from sslx.lowering._native.schedule import PostOp
 
 _OPS = ("add", "sub", "mul", "div", "max", "min")
 _OPENED = _jax_compat.CALLS | {"custom_jvp_call": "call_jaxpr"}
@@ -18,16 +18,16 @@ _OPENED = _jax_compat.CALLS | {"custom_jvp_call": "call_jaxpr"}
 
 @dataclasses.dataclass(frozen=True)
 class Epilogue:
-    """What is done to the result of an equation, entry by entry, and to nothing else.
+    """Elementwise operations on the result of a convolution, which has no other use.
 
     Attributes:
-      steps: the operations, in order.
+      post_ops: the operations, in order.
       operands: what they take, numbers left out: first those with one number per
         filter, then those like the result.
-      equations: where they stand; the result of the last one is the one that is used.
+      equations: their places; only the result of the last one is used elsewhere.
     """
 
-    steps: tuple[Step, ...]
+    post_ops: tuple[PostOp, ...]
     operands: tuple[Any, ...]
     equations: tuple[int, ...]
 
@@ -36,9 +36,9 @@ def epilogues(jaxpr: Any) -> dict[int, Epilogue]:
     """Per convolution of an open jaxpr, by its place, what follows it.
 
     A chain goes on as long as each value has one use, the next operation. Operands have
-    the dtype of the result, and its shape, or that of one number per filter. Channels
-    have to be the last axis. Where the results of two convolutions meet, the operation
-    follows the later one.
+    the dtype of the result and its shape, or hold one number per filter. Channels must
+    be the last axis. An operation on the results of two convolutions belongs to the
+    later one.
     """
     atoms = [a for eqn in jaxpr.eqns for a in eqn.invars] + list(jaxpr.outvars)
     values = [a for a in atoms if not isinstance(a, _jax_compat.Literal)]
@@ -72,37 +72,37 @@ def epilogues(jaxpr: Any) -> dict[int, Epilogue]:
 
 
 class Number(NamedTuple):
-    """A scalar that is known, like a literal."""
+    """A known scalar, in the form of a literal."""
 
     val: Any
     aval: Any
 
 
-Operation = tuple[Step, Any]
+Operation = tuple[PostOp, Any]
 
 
 def _arranged(taken: Sequence[Operation], places: Sequence[int]) -> Epilogue:
     kinds = ("filter", "entry")
-    operands = {kind: [a for s, a in taken if s.kind == kind] for kind in kinds}
+    operands = {kind: [a for op, a in taken if op.kind == kind] for kind in kinds}
     counted: Counter[str] = Counter()
-    steps = []
-    for step, _ in taken:
-        steps.append(step._replace(place=counted[step.kind]))
-        counted[step.kind] += step.kind != "number"
+    post_ops = []
+    for op, _ in taken:
+        post_ops.append(op._replace(operand=counted[op.kind]))
+        counted[op.kind] += op.kind != "number"
     atoms = [a for kind in kinds for a in operands[kind]]
-    return Epilogue(tuple(steps), tuple(atoms), tuple(places))
+    return Epilogue(tuple(post_ops), tuple(atoms), tuple(places))
 
 
 def _operations(
     eqn: Any, value: Any, outer: Callable[[Any], Any]
 ) -> list[Operation] | None:
-    """What an equation does to a value; None where it is not a chain of operations.
+    """What an equation does to a value; None where that is no chain of operations.
 
     Args:
       eqn: it takes the value once.
       value: its variable.
-      outer: the atom outside of all calls that an atom stands for; None for others,
-        such as what was made of the value.
+      outer: gives the atom outside of all calls that an atom stands for; None where
+        there is none, as for what was computed from the value.
     """
     if len(eqn.outvars) != 1:
         return None
@@ -116,12 +116,12 @@ def _operations(
     result = eqn.outvars[0].aval
     if operand is None or result.shape != value.aval.shape:
         return None
-    step = _step(eqn.primitive.name, operand, result)
-    return None if step is None else [(step._replace(swapped=swapped), operand)]
+    post = _post_op(eqn.primitive.name, operand, result)
+    return None if post is None else [(post._replace(swapped=swapped), operand)]
 
 
 def _takes_only(eqn: Any, value: Any, taken: Sequence[Operation]) -> bool:
-    """Whether an equation is given nothing that its operations do not use."""
+    """Whether an equation has no operands but those of its operations."""
     used = [value, *(operand for _, operand in taken)]
     return all(
         isinstance(atom, _jax_compat.Literal) or any(atom is u for u in used)
@@ -173,20 +173,22 @@ def _converted(eqn: Any, read: Callable[[Any], Any]) -> Number | None:
     return Number(operand.val, eqn.outvars[0].aval)
 
 
-def _step(op: str, operand: Any, result: Any) -> Step | None:
+def _post_op(op: str, operand: Any, result: Any) -> PostOp | None:
     shape = operand.aval.shape
     if operand.aval.dtype != result.dtype:
         return None
     if isinstance(operand, _jax_compat.Literal | Number):
-        return Step(op, "number", float(operand.val)) if shape == () else None
+        return PostOp(op, "number", float(operand.val)) if shape == () else None
     if shape == result.shape and math.prod(shape[:-1]) > 1:
-        return Step(op, "entry")
+        return PostOp(op, "entry")
     ones = shape[:-1] == (1,) * (len(result.shape) - 1)
-    return Step(op, "filter") if ones and shape[-1] == result.shape[-1] else None
+    return PostOp(op, "filter") if ones and shape[-1] == result.shape[-1] else None
 
 
-def plainly(jaxpr: Any, place: int, epilogue: Epilogue, y: Any, operands: Any) -> Any:
-    """The epilogue of the convolution at a place, by its own equations."""
+def by_equations(
+    jaxpr: Any, place: int, epilogue: Epilogue, y: Any, operands: Any
+) -> Any:
+    """The result of the epilogue of the convolution at a place, by its equations."""
     env = dict(zip(epilogue.operands, operands, strict=True))
     env[jaxpr.eqns[place].outvars[0]] = y
     for eqn in (jaxpr.eqns[k] for k in epilogue.equations):

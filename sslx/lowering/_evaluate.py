@@ -1,4 +1,4 @@
-"""Evaluate a jaxpr with other forms of its convolutions, bodies of calls included."""
+"""Evaluate a jaxpr, bodies of calls included, with its convolutions in other forms."""
 
 import contextlib
 import functools
@@ -20,50 +20,55 @@ from sslx.lowering._conv import (
     to_canonical,
 )
 from sslx.lowering._epilogue import Epilogue
-from sslx.lowering._forms import forms
-from sslx.lowering._forms.forms import Form
-from sslx.lowering._native.direct import followed, is_gradient
-from sslx.lowering._native.gather import moved
+from sslx.lowering._forms import compute
+from sslx.lowering._forms.form import Form
+from sslx.lowering._native.direct import direct_with_epilogue, is_gradient
+from sslx.lowering._native.gather import gathered
 from sslx.lowering._pools import reduced
 
 
-class Ways(NamedTuple):
-    """How to compute what XLA is not left with.
+class Lowerings(NamedTuple):
+    """How to compute what is not left to XLA.
 
     Attributes:
-      form: of a convolution, standing in a name scope.
-      reductions: whether sums, pools and moved channels take forms that are faster on
+      form: of a convolution, given its name scope.
+      cpu_ops: whether sums, pools and gathers of channels take forms that are faster on
         a CPU.
     """
 
     form: Callable[[Conv, str], Form]
-    reductions: bool = False
+    cpu_ops: bool = False
 
 
 Alive = np.ndarray | None
 """The entries of an array that may differ from zero; None means all."""
 
 
-def lowered(fn: Callable[..., Any], ways: Ways, alive: Sequence[Alive]) -> Any:
+def lowered(
+    fn: Callable[..., Any], lowerings: Lowerings, alive: Sequence[Alive]
+) -> Any:
     """A function of the same flat arrays that computes `fn` in the chosen forms.
 
     Args:
       fn: of arrays, to a pytree.
-      ways: its form is asked once for every convolution.
+      lowerings: `form` is called once per convolution.
       alive: per argument, which entries may differ from zero.
     """
 
     def run(*arrays: Any) -> Any:
         closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*arrays)
         known = {k: mask for k, mask in enumerate(alive) if mask is not None}
-        outs = _evaluate(closed, ways, known, arrays)
+        outs = _evaluate(closed, lowerings, known, arrays)
         return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(shapes), outs)
 
     return run
 
 
 def _evaluate(
-    jaxpr: Any, ways: Ways, alive: Mapping[int, np.ndarray], arrays: Sequence[Any]
+    jaxpr: Any,
+    lowerings: Lowerings,
+    alive: Mapping[int, np.ndarray],
+    arrays: Sequence[Any],
 ) -> list[Any]:
     opened, consts = _jax_compat.open_jaxpr(jaxpr)
     env: dict[Any, Any] = dict(zip(opened.constvars, consts, strict=True))
@@ -76,11 +81,11 @@ def _evaluate(
     def mask_of(atom: Any) -> Alive:
         return None if isinstance(atom, _jax_compat.Literal) else masks.get(atom)
 
-    def step(eqn: Any, form: Form | None = None) -> None:
+    def evaluate(eqn: Any, form: Form | None = None) -> None:
         operands = [read(atom) for atom in eqn.invars]
         known = [mask_of(atom) for atom in eqn.invars]
         with _jax_compat.in_scope(_jax_compat.scope(eqn)):
-            outs = _equation(eqn, ways, operands, known, form)
+            outs = _equation(eqn, lowerings, operands, known, form)
         env.update(zip(eqn.outvars, outs, strict=True))
         if eqn.primitive.name in _FOLLOWED and any(m is not None for m in known):
             mask = _FOLLOWED[eqn.primitive.name](eqn, known, operands)
@@ -91,21 +96,21 @@ def _evaluate(
         eqn, *after = (opened.eqns[k] for k in (place, *epilogue.equations))
         operands = [read(atom) for atom in eqn.invars]
         conv = from_params(eqn.params, *operands, alive=mask_of(eqn.invars[1]))
-        form = ways.form(conv, _jax_compat.scope(eqn))
+        form = lowerings.form(conv, _jax_compat.scope(eqn))
         if form.kind == "direct" and not is_gradient(conv):
 
             def follow(y: Any, *operands: Any) -> Any:
-                return _epilogue.plainly(opened, place, epilogue, y, operands)
+                return _epilogue.by_equations(opened, place, epilogue, y, operands)
 
             given = to_canonical(eqn.params, *operands)
             given += [read(atom) for atom in epilogue.operands]
             with _jax_compat.in_scope(_jax_compat.scope(eqn)):
-                y = followed(conv, epilogue.steps, follow, *given)
+                y = direct_with_epilogue(conv, epilogue.post_ops, follow, *given)
             env[after[-1].outvars[0]] = y
         else:
-            step(eqn, form)
+            evaluate(eqn, form)
             for each in after:
-                step(each)
+                evaluate(each)
 
     found = _epilogue.epilogues(opened)
     ends = {e.equations[-1]: k for k, e in found.items()}
@@ -114,27 +119,29 @@ def _evaluate(
         if k in ends:
             with_epilogue(ends[k], found[ends[k]])
         elif k not in waiting:
-            step(eqn)
+            evaluate(eqn)
     return [read(atom) for atom in opened.outvars]
 
 
 def _equation(
     eqn: Any,
-    ways: Ways,
+    lowerings: Lowerings,
     operands: list[Any],
     known: list[Alive],
     form: Form | None,
 ) -> list[Any]:
     name, params = eqn.primitive.name, dict(eqn.params)
-    other = _other_form(eqn, ways, operands, known, form) if has_sizes(eqn) else None
+    other = (
+        _other_form(eqn, lowerings, operands, known, form) if has_sizes(eqn) else None
+    )
     if other is not None:
         return [other]
     if name in _jax_compat.CALLS:
         body = params[_jax_compat.CALLS[name]]
         alive = {k: m for k, m in enumerate(known) if m is not None}
-        return _evaluate(body, ways, alive, operands)
+        return _evaluate(body, lowerings, alive, operands)
     elif name in ("checkpoint", "remat", "remat2"):
-        run = functools.partial(_body, params["jaxpr"], ways)
+        run = functools.partial(_body, params["jaxpr"], lowerings)
         keep = jax.checkpoint(
             run, prevent_cse=params["prevent_cse"], policy=params["policy"]
         )
@@ -142,11 +149,11 @@ def _equation(
     else:
         for key, value in params.items():
             if isinstance(value, tuple):
-                parts = [_rewritten(part, ways) for part in value]
+                parts = [_rewritten(part, lowerings) for part in value]
                 named = getattr(value, "_make", None)
                 params[key] = named(parts) if named else tuple(parts)
             else:
-                params[key] = _rewritten(value, ways)
+                params[key] = _rewritten(value, lowerings)
     early = has_sizes(eqn) and _finds_slices(eqn, operands)
     with _jax_compat.compile_time() if early else contextlib.nullcontext():
         out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(params))
@@ -154,26 +161,30 @@ def _equation(
 
 
 def _other_form(
-    eqn: Any, ways: Ways, operands: list[Any], known: list[Alive], form: Form | None
+    eqn: Any,
+    lowerings: Lowerings,
+    operands: list[Any],
+    known: list[Alive],
+    form: Form | None,
 ) -> Any | None:
-    """The result where it is not left to XLA, else None."""
+    """The result in another form; None where the equation is left to XLA."""
     name, params = eqn.primitive.name, eqn.params
     if name == "conv_general_dilated":
         conv = from_params(params, *operands, alive=known[1])
-        form = form or ways.form(conv, _jax_compat.scope(eqn))
+        form = form or lowerings.form(conv, _jax_compat.scope(eqn))
         if form.kind == "xla":
             return None
-        out = forms.run(form, conv, *to_canonical(params, *operands))
+        out = compute.run(form, conv, *to_canonical(params, *operands))
         return from_canonical(params, out)
-    if ways.reductions and len(operands) == 1:
+    if lowerings.cpu_ops and len(operands) == 1:
         return reduced(eqn.primitive, params, operands[0])
-    if ways.reductions and name == "gather":
-        return moved(params, *operands)
+    if lowerings.cpu_ops and name == "gather":
+        return gathered(params, *operands)
     return None
 
 
 def _finds_slices(eqn: Any, operands: list[Any]) -> bool:
-    """Whether it is arithmetic on short known integers, which say where slices are."""
+    """Whether it is arithmetic on short, known integers, such as starts of slices."""
     short = all(math.prod(v.aval.shape) <= _LONGEST for v in eqn.outvars)
     known = bool(operands) and all(map(_is_index, operands))
     return known and short and eqn.primitive.name in _ARITHMETIC
@@ -194,21 +205,21 @@ _ARITHMETIC = frozenset(
 )
 
 
-def _body(jaxpr: Any, ways: Ways, *arrays: Any) -> list[Any]:
-    return _evaluate(jaxpr, ways, {}, arrays)
+def _body(jaxpr: Any, lowerings: Lowerings, *arrays: Any) -> list[Any]:
+    return _evaluate(jaxpr, lowerings, {}, arrays)
 
 
-def _rewritten(value: Any, ways: Ways) -> Any:
-    """A parameter of an equation, other forms in it where it is a closed jaxpr."""
+def _rewritten(value: Any, lowerings: Lowerings) -> Any:
+    """A parameter of an equation; a closed jaxpr is rewritten to use other forms."""
     if not isinstance(value, _jax_compat.ClosedJaxpr):
         return value
-    if not (ways.reductions or has_convolution(value)):
+    if not (lowerings.cpu_ops or has_convolution(value)):
         return value
-    return jax.make_jaxpr(functools.partial(_body, value, ways))(*value.in_avals)
+    return jax.make_jaxpr(functools.partial(_body, value, lowerings))(*value.in_avals)
 
 
 def has_convolution(jaxpr: Any) -> bool:
-    """Whether a convolution stands in a jaxpr or in a body of its calls."""
+    """Whether a jaxpr, or a body of its calls, has a convolution."""
     opened, _ = _jax_compat.open_jaxpr(jaxpr)
     for eqn in opened.eqns:
         if eqn.primitive.name == "conv_general_dilated":
@@ -225,7 +236,7 @@ def _bodies(eqn: Any) -> list[Any]:
     return [b for part in parts for b in part if _jax_compat.is_jaxpr(b)]
 
 
-# How zero entries pass through what often stands between a parameter and its use.
+# How zero entries pass through operations that often precede a convolution.
 
 
 def _same(eqn: Any, known: list[Alive], operands: list[Any]) -> Alive:
@@ -250,7 +261,7 @@ def _slice(eqn: Any, known: list[Alive], operands: list[Any]) -> Alive:
 
 
 def _gather(eqn: Any, known: list[Alive], operands: list[Any]) -> Alive:
-    """Whole slices along one axis, at positions that are known and inside."""
+    """Whole slices along one axis, at known positions inside the array."""
     p, mask, indices = eqn.params, known[0], operands[1]
     if mask is None or _jax_compat.is_traced(indices) or np.ndim(indices) != 2:
         return None

@@ -30,5 +30,5 @@ def _nonzero(leaf: Any) -> Columns | None:
 
 
 def masks(nonzero: Nonzero) -> list[Alive]:
-    """The same, unpacked."""
+    """One boolean per entry and array; None means all."""
     return [None if entries is None else entries.mask for entries in nonzero]

@@ -19,7 +19,7 @@ _POOLS: dict[str, tuple[Callable[[Any, Any], Any], float]] = {
 
 
 def reduced(primitive: Any, params: Mapping[str, Any], x: Any) -> Any | None:
-    """The result of a sum or pool in another form; None where that does not pay."""
+    """The result of a sum or pool in another form; None where XLA's is as fast."""
     if not np.ndim(x) or x.dtype not in (np.float32, np.float64):
         return None
     if primitive.name == "reduce_sum":
@@ -30,10 +30,10 @@ def reduced(primitive: Any, params: Mapping[str, Any], x: Any) -> Any | None:
 
 
 def summed(x: Any, axes: tuple[int, ...]) -> Any | None:
-    """`x.sum(axes)` as a product with a row of ones; None where that does not pay.
+    """`x.sum(axes)` as a product with a row of ones; None where that is no faster.
 
-    XLA adds up one lane at a time where few entries are left per sum; a product uses
-    whole vectors and all cores.
+    XLA adds up lane by lane where the sums are few; a product uses whole vectors and
+    all cores.
     """
     kept = math.prod(x.shape[len(axes) :])
     if axes != tuple(range(len(axes))) or kept < 2 or x.size < _MANY * kept:
@@ -58,9 +58,9 @@ def _is_small(params: Mapping[str, Any], shape: tuple[int, ...]) -> bool:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _pooled(primitive: Any, params: tuple[tuple[str, Any], ...], x: Any) -> Any:
-    """A pool, axis by axis, from shifted slices, which XLA fuses with what is before.
+    """A pool, axis by axis, of shifted slices, which XLA fuses with their producer.
 
-    XLA's own pools use no vectors. Derivatives are those of the primitive.
+    XLA's own pools are not vectorised. Derivatives are those of the primitive.
     """
     of = dict(params)
     combine, neutral = _POOLS[primitive.name]

@@ -1,4 +1,4 @@
-"""Ways to compute whole calls, by the rule, by XLA and by measurement; their time."""
+"""Candidates for whole calls (by the rule, XLA's, measured) and their times."""
 
 import functools
 import warnings
@@ -12,8 +12,8 @@ from sslx import _jax_compat
 from sslx._calls import Call, struct
 from sslx.lowering._choices import Choices, Found
 from sslx.lowering._conv import Conv
-from sslx.lowering._evaluate import Alive, Ways, lowered
-from sslx.lowering._forms.forms import XLA, Form
+from sslx.lowering._evaluate import Alive, Lowerings, lowered
+from sslx.lowering._forms.form import XLA, Form
 from sslx.lowering._native import direct, llvm
 from sslx.lowering._rule import rule
 from sslx.lowering._timings import Cache
@@ -23,7 +23,7 @@ _NO_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
 def on_cpu() -> bool:
-    """Whether the default device is one that the rules were written for."""
+    """Whether the default device is a CPU, for which the rule was written."""
     return jax.default_backend() == "cpu"
 
 
@@ -67,7 +67,7 @@ def convolutions(fn: Callable[..., Any], call: Call, alive: Sequence[Alive]) -> 
         return XLA
 
     shapes = [struct(x) for x in call.arrays]
-    jax.eval_shape(lowered(flat(fn, call), Ways(note), alive), *shapes)
+    jax.eval_shape(lowered(flat(fn, call), Lowerings(note), alive), *shapes)
     return found
 
 
@@ -87,7 +87,7 @@ def left_to_xla(found: Found) -> Choices:
 
 
 def candidates(found: Found, cache: Cache) -> dict[str, Choices]:
-    """Distinct ways worth timing as a whole: each option with three sets of forms."""
+    """Distinct candidates for a whole call: each option with three sets of forms."""
     ways: dict[str, Choices] = {}
     for options in option_sets():
         seconds = {conv: cache.timings(conv, options) for _, conv in found}
@@ -98,12 +98,12 @@ def candidates(found: Found, cache: Cache) -> dict[str, Choices]:
         }
         label = "without YNN" if options else "default options"
         for name, form in forms.items():
-            reductions = name != "xla" and on_cpu()
+            cpu_ops = name != "xla" and on_cpu()
             ways[f"{name}, {label}"] = Choices.of(
-                found, form, options, reductions, seconds.__getitem__
+                found, form, options, cpu_ops, seconds.__getitem__
             )
     distinct = {
-        (tuple(c.form for c in way), tuple(way.compiler_options), way.reductions): name
+        (tuple(c.form for c in way), tuple(way.compiler_options), way.cpu_ops): name
         for name, way in ways.items()
     }
     return {name: ways[name] for name in distinct.values()}

@@ -6,14 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from sslx.lowering._conv import Conv
-from sslx.lowering._forms import forms
-from sslx.lowering._forms.forms import XLA, Form, Kind
+from sslx.lowering._forms.compute import groups_of
+from sslx.lowering._forms.form import XLA, Form, Kind, applies
 
 _CHUNK_BYTES = 2 << 20
 _MOST_BYTES = 1 << 29
 _DENSE: tuple[Kind, ...] = ("xla", "im2col", "dot")
-_GATHERS: tuple[Kind, ...] = ("gather", "gather_columns")
-_INNER: tuple[Kind, ...] = ("crop", "union", "gather", "gather_columns", "classes")
 
 
 def candidates(conv: Conv) -> list[Form]:
@@ -25,33 +23,24 @@ def candidates(conv: Conv) -> list[Form]:
         found += [Form("depthwise")]
         if conv.groups <= 8:
             found += [Form("split", inner=kind) for kind in _inner(conv)]
-            found += [
-                Form("split", chunk, kind)
-                for kind in _GATHERS
-                for chunk in chunks(conv)
-            ]
+            found += [Form("split", chunk, "gather_columns") for chunk in chunks(conv)]
     elif any(d > 1 for d in conv.lhs_dilation):
         found += [Form("phases", inner=kind) for kind in _DENSE]
     elif conv.columns is None:
         found += [Form(kind) for kind in ("crop", "dot", "im2col", "unrolled")]
-        if conv.rhs[-2] >= 128:
-            found += [Form("shifted")]
     else:
-        found += [Form(kind) for kind in ("crop", "union", "unrolled", "classes")]
-        found += [Form("shifted"), Form("dot")]
-        found += [
-            Form(kind, chunk) for kind in _GATHERS for chunk in (0, *chunks(conv))
-        ]
+        found += [Form(kind) for kind in ("crop", "dot", "unrolled")]
+        found += [Form("gather_columns", chunk) for chunk in (0, *chunks(conv))]
     return [
         form
         for form in dict.fromkeys(found)
-        if not forms.applies(form, conv) and _patch_bytes(form, conv) <= _MOST_BYTES
+        if not applies(form, conv) and _patch_bytes(form, conv) <= _MOST_BYTES
     ]
 
 
 def _patch_bytes(form: Form, conv: Conv) -> int:
     """Size of what a form writes down before it multiplies."""
-    if {"im2col", *_GATHERS}.isdisjoint((form.kind, form.inner)):
+    if {"im2col", "gather_columns"}.isdisjoint((form.kind, form.inner)):
         return 0
     dense = "im2col" in (form.kind, form.inner)
     columns = conv.mask.size if dense else int(conv.mask.sum())
@@ -73,21 +62,21 @@ def rule(conv: Conv) -> Form:
     - `crop`: other zero columns.
     - `xla`: all others.
     """
-    if not forms.applies(Form("direct"), conv):
+    if not applies(Form("direct"), conv):
         return Form("direct")
     if conv.batch_groups > 1:
         return XLA
     if conv.groups > 1:
-        if not forms.applies(Form("depthwise"), conv):
+        if not applies(Form("depthwise"), conv):
             return Form("depthwise")
-        if conv.groups > 8 or forms.applies(Form("split"), conv):
+        if conv.groups > 8 or applies(Form("split"), conv):
             return XLA
-        first, *rest = {rule(part) for part in forms.groups_of(conv)}
+        first, *rest = {rule(part) for part in groups_of(conv)}
         return Form("split") if rest else Form("split", first.chunk, first.kind)
     if any(d > 1 for d in conv.lhs_dilation):
         phases = Form("phases")
-        return XLA if forms.applies(phases, conv) else phases
-    if not forms.applies(Form("dot"), conv):
+        return XLA if applies(phases, conv) else phases
+    if not applies(Form("dot"), conv):
         return Form("dot")
     if math.prod(conv.out) == 1:
         return Form("unrolled")
@@ -101,8 +90,8 @@ def rule(conv: Conv) -> Form:
     return XLA
 
 
-def _inner(conv: Conv) -> list[Kind]:
-    return list(_DENSE) if conv.columns is None else ["xla", *_INNER]
+def _inner(conv: Conv) -> tuple[Kind, ...]:
+    return _DENSE if conv.columns is None else ("xla", "crop", "gather_columns")
 
 
 def chunks(conv: Conv) -> tuple[int, ...]:

@@ -34,7 +34,7 @@ class Settings(NamedTuple):
         return cls(tuple(places | named), tuple(names | placed))
 
     def among(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "Settings":
-        """Those of a call: these, and whatever can be nothing else."""
+        """The settings of a call: these, and arguments that cannot be anything else."""
         places = {*self.places, *(k + len(args) for k in self.places if k < 0)}
         return Settings(
             tuple(k for k, x in enumerate(args) if k in places or _is_setting(x)),
@@ -42,7 +42,7 @@ class Settings(NamedTuple):
         )
 
     def wrap(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
-        """The arguments, each setting as one leaf that is no array."""
+        """The arguments, with each setting wrapped as one leaf."""
         places, names = self.among(args, kwargs)
         return (
             tuple(
@@ -53,7 +53,7 @@ class Settings(NamedTuple):
 
 
 def unwrapping(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, of arguments that `Settings.wrap` returns."""
+    """The function, for arguments that `Settings.wrap` returned."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         return fn(*map(_value, args), **{n: _value(x) for n, x in kwargs.items()})
@@ -69,7 +69,7 @@ def signature(args: Any, kwargs: Any) -> Hashable:
 
 @dataclasses.dataclass(frozen=True)
 class _Setting:
-    """The value with its type, as 1 and True are different settings."""
+    """A value with its type, since 1 and True are different settings."""
 
     kind: type
     value: Any
@@ -91,7 +91,7 @@ def _is_setting(x: Any) -> bool:
 
 
 def _parameters(fn: Callable[..., Any]) -> list[str]:
-    """The names of a function's parameters; none where Python does not know them."""
+    """The names of a function's parameters; empty if Python does not know them."""
     try:
         return list(inspect.signature(fn).parameters)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Time the forms of a convolution on this machine, and remember what was found."""
+"""Time the forms of a convolution on this machine, and keep the timings on disk."""
 
 import functools
 import importlib.metadata
@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sslx.lowering._conv import Conv
-from sslx.lowering._forms import forms
-from sslx.lowering._forms.forms import Form
+from sslx.lowering._forms import compute
+from sslx.lowering._forms.form import Form
 from sslx.lowering._rule import candidates
 from sslx.measure import latency
 
@@ -26,16 +26,16 @@ _PROMISING = 1.5
 
 
 def timings(conv: Conv, options: Options) -> dict[Form, float]:
-    """Seconds of every candidate that came near the fastest one; median of rounds.
+    """Median seconds of every candidate that comes close to the fastest.
 
-    Every candidate is compiled on its own and run on random operands. Those slower
-    than 1.5 times the fastest one in a first glance are left out.
+    Every candidate is compiled on its own and run on random operands. After a first,
+    short timing, those slower than 1.5 times the fastest are dropped.
     """
     x, w = _operands(conv)
     calls = {}
     for form in candidates(conv):
         run = jax.jit(
-            functools.partial(forms.run, form, conv), compiler_options=dict(options)
+            functools.partial(compute.run, form, conv), compiler_options=dict(options)
         )
         calls[form] = functools.partial(run, x, w)
     glance = {

@@ -19,8 +19,8 @@ from sslx._calls import (
 from sslx.lowering import _programs
 from sslx.lowering._choices import Choices, Found
 from sslx.lowering._conv import Columns, Conv
-from sslx.lowering._evaluate import Ways, lowered
-from sslx.lowering._forms.forms import Form
+from sslx.lowering._evaluate import Lowerings, lowered
+from sslx.lowering._forms.form import Form
 from sslx.lowering._nonzero import Nonzero, masks
 from sslx.lowering._settings import Settings, signature, unwrapping
 from sslx.lowering._timings import Cache
@@ -93,8 +93,8 @@ class Tuned:
             return self._note(found)
         made = None if self.known is None else self.known.serving(found)
         if made is None and _jax_compat.is_tracing():
-            form, reductions = self._ways(None)
-            return Choices.of(found, form, self.compiler_options, reductions)
+            form, cpu_ops = self._chosen(None)
+            return Choices.of(found, form, self.compiler_options, cpu_ops)
         if made is None:
             made = self._measured(found, args, kwargs)
         self._made[key] = made
@@ -142,7 +142,7 @@ class Tuned:
 
     @property
     def _shown(self) -> list[Choices]:
-        """What was chosen, each once."""
+        """The distinct choices so far."""
         known = [] if self.known is None else [self.known]
         every = [*known, *self._made.values()]
         return list({str(made): made for made in every}.values())
@@ -178,8 +178,8 @@ class Tuned:
         known = [] if self.known is None else [self.known]
         return Choices.merged([*known, *self._made.values()])
 
-    def _ways(self, choices: Choices | None) -> tuple[Callable[[Conv], Form], bool]:
-        """Of a call; without choices of its own, by what is known and the rule."""
+    def _chosen(self, choices: Choices | None) -> tuple[Callable[[Conv], Form], bool]:
+        """Forms and `cpu_ops`; without choices, from what is known and the rule."""
         choices = self._known() if choices is None else choices
         if choices is None:
             return _programs.default_form, _programs.on_cpu()
@@ -188,7 +188,7 @@ class Tuned:
         def form(conv: Conv) -> Form:
             return known[conv].form if conv in known else _programs.default_form(conv)
 
-        return form, choices.reductions
+        return form, choices.cpu_ops
 
     def _measured(
         self, found: Found, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -257,13 +257,13 @@ class Tuned:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Any:
-        """The function, evaluated in the forms of these choices, or of known ones."""
+        """Evaluate the function in the forms of these choices, or of known ones."""
         if self._is_plain:
             return self.fn(*args, **kwargs)
         given = self._static.wrap(args, kwargs)
         if choices is None and self.lowering == "measure":
             choices = self._made.get(signature(*given))
-        form, reductions = self._ways(choices)
+        form, cpu_ops = self._chosen(choices)
         found: Found = []
 
         def noted(conv: Conv, name: str) -> Form:
@@ -272,7 +272,7 @@ class Tuned:
 
         call = take_apart(*given)
         flat = _programs.flat(unwrapping(self.fn), call)
-        run = lowered(flat, Ways(noted, reductions), masks(self.nonzero))
+        run = lowered(flat, Lowerings(noted, cpu_ops), masks(self.nonzero))
         out = run(*call.arrays)
         if self.lowering == "rule":
             self._note(found)
@@ -296,7 +296,7 @@ def tune(
     up to rounding. Convolutions are found at any depth (`jit`, `scan`, `cond`, `while`,
     `checkpoint`), including those that differentiation makes, so `fn` may be a whole
     training step. Tune `jax.grad(loss)` rather than differentiate a tuned function,
-    whose derivatives are XLA's. On a CPU, sums, pools and moved channels take faster
+    whose derivatives are XLA's. On a CPU, sums, pools and gathers of channels take faster
     forms too, and programs with more than 32 MiB of intermediate results gain from
     `sslx.keep_memory`.
 

@@ -19,20 +19,17 @@ import pytest
 import sslx
 from sslx import lowering
 from sslx.lowering import Columns, Conv, Form
-from sslx.lowering._native.direct import swept
+from sslx.lowering._native.direct import direct_on
 from sslx.lowering._native.llvm import Machine
-from sslx.lowering._native.schedule import Step, plan
+from sslx.lowering._native.schedule import PostOp
+from sslx.lowering._native.scheduler import schedule
 
 KINDS = (
     "xla",
     "crop",
-    "union",
     "dot",
     "im2col",
-    "gather",
     "gather_columns",
-    "shifted",
-    "classes",
     "unrolled",
     "depthwise",
     "direct",
@@ -231,7 +228,7 @@ def test_direct_convolutions_are_exact(
     hypothesis.assume(not gradient or conv.groups == max(conv.lhs_dilation) == 1)
     with jax.enable_x64(True):
         x, w = operands(conv)
-        found = jax.jit(functools.partial(swept, conv, machine, gradient, ()))(x, w)
+        found = jax.jit(functools.partial(direct_on, conv, machine, gradient, ()))(x, w)
         np.testing.assert_allclose(found, on_padded(conv, x, w), 1e-11, 1e-11)
 
 
@@ -278,10 +275,10 @@ def test_large_kernels_are_read_once_by_every_core(cores: int, size: int) -> Non
         result="float32",
         precision=None,
     )
-    sweep = plan(conv, Machine(64, 32, cores))
-    assert sweep.parts == sweep.shares == 1
-    assert -(-len(sweep.tiles) // cores) * cores <= 1.2 * len(sweep.tiles)
-    assert max(t.vectors for t in sweep.tiles) * 64 * 9 * 512 <= 1 << 20
+    made = schedule(conv, Machine(64, 32, cores))
+    assert made.tasks.parts == made.tasks.shares == 1
+    assert -(-len(made.filters) // cores) * cores <= 1.2 * len(made.filters)
+    assert max(t.vectors for t in made.filters) * 64 * 9 * 512 <= 1 << 20
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -289,15 +286,15 @@ def test_small_images_meet_every_column_once(size: int) -> None:
     """All positions of an image that registers have room for go through it together."""
     shapes = (1, size, size, 256), (3, 3, 256, 256)
     (choice,) = sslx.tune(layer).choices(*map(jnp.zeros, shapes))
-    sweep = plan(choice.conv, Machine(64, 32, 2))
+    made = schedule(choice.conv, Machine(64, 32, 2))
     positions = 0
-    for visit in sweep.visits:
+    for visit in made.visits:
         (columns,) = visit.columns
         rows = np.concatenate([section[:, 1] for section in columns])
         assert len(set(rows)) == len(rows) and len(visit.runs) == 1
-        positions += len(visit.kernel.places)
-    assert positions == size**2 and len(sweep.visits) == size // 2
-    assert sweep.macs_inside == (3 * size - 2) ** 2 * 256**2
+        positions += len(visit.tile.places)
+    assert positions == size**2 and len(made.visits) == size // 2
+    assert made.macs_inside == (3 * size - 2) ** 2 * 256**2
 
 
 OPS = {
@@ -311,7 +308,7 @@ OPS = {
 
 
 @st.composite
-def epilogues(draw: st.DrawFn) -> tuple[Step, ...]:
+def epilogues(draw: st.DrawFn) -> tuple[PostOp, ...]:
     counted = {"filter": 0, "entry": 0, "number": 0}
     steps = []
     for _ in range(draw(st.integers(1, 5))):
@@ -319,14 +316,14 @@ def epilogues(draw: st.DrawFn) -> tuple[Step, ...]:
         kind: Any = draw(st.sampled_from([*counted]))
         number = draw(st.sampled_from([-1.5, 0.0, 0.3])) if op != "div" else 0.7
         swapped = op != "div" and draw(st.booleans())
-        steps.append(Step(op, kind, number, counted[kind], swapped))
+        steps.append(PostOp(op, kind, number, counted[kind], swapped))
         counted[kind] += 1
     return tuple(steps)
 
 
 @hypothesis.given(specifications(), st.sampled_from(MACHINES), epilogues())
 def test_epilogues_are_exact(
-    spec: dict[str, Any], machine: Machine, steps: tuple[Step, ...]
+    spec: dict[str, Any], machine: Machine, steps: tuple[PostOp, ...]
 ) -> None:
     conv = convolution(**spec)
     rng = np.random.default_rng(1)
@@ -341,7 +338,7 @@ def test_epilogues_are_exact(
             given[kind].append(some)
             y = OPS[op](operand, y) if swapped else OPS[op](y, operand)
         more = [jnp.asarray(a) for a in given["filter"] + given["entry"]]
-        run = functools.partial(swept, conv, machine, False, steps)
+        run = functools.partial(direct_on, conv, machine, False, steps)
         np.testing.assert_allclose(jax.jit(run)(x, w, *more), y, 1e-10, 1e-10)
 
 
@@ -561,7 +558,7 @@ def test_pools_as_slices_are_exact(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("count", [1, 7, 40, 90])
-def test_channels_are_moved_exactly(count: int, dtype: str) -> None:
+def test_channels_are_gathered_exactly(count: int, dtype: str) -> None:
     with jax.enable_x64(True):
         rng = np.random.default_rng(count)
         x = jnp.asarray(rng.standard_normal((3, 9, 11, 64)), dtype)

@@ -149,6 +149,21 @@ def test_what_was_measured_is_taken_along(measured: Measured) -> None:
     assert measured.programs == 2
 
 
+def test_choices_that_cannot_be_computed_here_are_left_out(
+    measured: Measured,
+) -> None:
+    """Such as `direct` without LLVM."""
+    fast = sslx.tune(scaled, lowering="measure", static_argnums=2)
+    x = images(2)
+    want = fast(x, W, 0.5)
+    data = json.loads(json.dumps(fast.to_json()))
+    data["known"]["convolutions"][0]["form"] = ["split", 0, "xla"]
+    again = Tuned.from_json(scaled, data)
+    assert again.known is not None and not again.known.convolutions
+    np.testing.assert_array_equal(again(x, W, 0.5), want)
+    assert measured.programs == 2
+
+
 def test_the_rule_chooses_when_it_traces() -> None:
     traced: list[int] = []
 

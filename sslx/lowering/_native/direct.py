@@ -1,4 +1,4 @@
-"""Direct convolution: machine code that reads only the columns that are not zero."""
+"""Direct convolution by machine code that reads only columns that are not zero."""
 
 import dataclasses
 import functools
@@ -11,11 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sslx.lowering._conv import Columns, Conv, dilated
-from sslx.lowering._native import limits, llvm, loops, schedule
+from sslx.lowering._conv import Columns, Conv
+from sslx.lowering._native import limits, llvm, loops
 from sslx.lowering._native.llvm import Machine
+from sslx.lowering._native.positions import memory_order
 from sslx.lowering._native.primitive import Axes, call, machine_code
-from sslx.lowering._native.schedule import Step
+from sslx.lowering._native.schedule import PostOp
+from sslx.lowering._native.scheduler import schedule
+from sslx.lowering._taps import dilated
 
 MISSING = "llvmlite is not installed: pip install 'sslx[cpu]'"
 
@@ -36,9 +39,10 @@ def unfit(conv: Conv) -> str | None:
 
 
 def is_gradient(conv: Conv) -> bool:
-    """Whether it looks like a weight gradient: few outputs of a kernel like the image.
+    """Whether it looks like a weight gradient: a kernel like the image, few outputs.
 
-    The whole image as one kernel, without dilation, may as well be a dense layer.
+    A kernel that is the whole image, without dilation, may also be a dense layer, and
+    counts as one.
     """
     spans = map(dilated, conv.window, conv.rhs_dilation)
     covers = all(2 * span >= n for span, n in zip(spans, conv.image, strict=True))
@@ -59,21 +63,21 @@ def direct(
     return _direct_conv(Direct(conv), x, w)
 
 
-def followed(
+def direct_with_epilogue(
     conv: Conv,
-    epilogue: tuple[Step, ...],
+    epilogue: tuple[PostOp, ...],
     follow: Callable[..., Array],
     x: Float[Array, "*lhs"],
     w: Float[Array, "*rhs"],
     *operands: Array,
 ) -> Float[Array, "N *out O"]:
-    """`direct` with operations on its result before it is written.
+    """`direct` with an epilogue, applied before the result is written.
 
     Args:
-      conv: what to compute; with an epilogue not a weight gradient.
+      conv: what to compute; no weight gradient.
       epilogue: the operations.
-      follow: the same, as a function of the result and the operands, which is
-        differentiated.
+      follow: the same as a function of the result and the operands, for derivatives
+        and other devices.
       x: shape `conv.lhs`.
       w: shape `conv.rhs`.
       *operands: of the epilogue, those with one number per filter first.
@@ -83,7 +87,9 @@ def followed(
 
 @dataclasses.dataclass(frozen=True)
 class Direct:
-    """The parameter of an equation `direct_conv`, whose operands are `followed`'s.
+    """The parameter of an equation `direct_conv`.
+
+    The operands of the equation are the arrays that `direct_with_epilogue` takes.
 
     Attributes:
       conv: what to compute.
@@ -92,7 +98,7 @@ class Direct:
     """
 
     conv: Conv
-    epilogue: tuple[Step, ...] = ()
+    epilogue: tuple[PostOp, ...] = ()
     follow: Callable[..., Array] | None = dataclasses.field(
         default=None, compare=False, repr=False
     )
@@ -106,11 +112,11 @@ class Direct:
         machine = llvm.machine()
         assert machine is not None, "see `unfit`"
         gradient = is_gradient(self.conv)
-        return swept(self.conv, machine, gradient, self.epilogue, x, w, *operands)
+        return direct_on(self.conv, machine, gradient, self.epilogue, x, w, *operands)
 
     def mapped(self, size: int, operands: Sequence[Array], axes: Axes) -> Array:
         """More images where one kernel serves all, else more groups of filters."""
-        first = 2 + sum(step.kind == "filter" for step in self.epilogue)
+        first = 2 + sum(op.kind == "filter" for op in self.epilogue)
         of_images = [k == 0 or k >= first for k in range(len(operands))]
         shared = all(of_images[k] or axis is None for k, axis in enumerate(axes))
         conv = (
@@ -133,11 +139,11 @@ _direct_conv = machine_code("direct_conv")
 
 
 class _Join(NamedTuple):
-    """Arrays of several calls as one, along an axis that they have: the first or last.
+    """Joins arrays of several calls along their first or last axis.
 
     Attributes:
       size: how many calls.
-      axis: 0 or -1; the calls are its slower part.
+      axis: 0 or -1; calls are the slower part of the joined axis.
     """
 
     size: int
@@ -159,7 +165,7 @@ class _Join(NamedTuple):
     def around(
         self, fn: Callable[..., Array], joined: Sequence[bool]
     ) -> Callable[..., Array]:
-        """A function of joined arrays, and of operands of which some are joined."""
+        """The function, of a joined result and of operands, some of them joined."""
 
         def run(y: Array, *operands: Array) -> Array:
             given = [
@@ -186,16 +192,16 @@ def _more_groups(conv: Conv, size: int) -> Conv:
     )
 
 
-def swept(
+def direct_on(
     conv: Conv,
     machine: Machine,
     gradient: bool,
-    epilogue: tuple[Step, ...],
+    epilogue: tuple[PostOp, ...],
     x: Float[Array, "*lhs"],
     w: Float[Array, "*rhs"],
     *operands: Array,
 ) -> Float[Array, "N *out O"]:
-    """`followed` as planned for a machine, which may have shorter vectors than this.
+    """`direct_with_epilogue` by the schedule for a machine, perhaps not this one.
 
     Args:
       conv: what to compute.
@@ -206,34 +212,35 @@ def swept(
       w: shape `conv.rhs`.
       *operands: of the epilogue.
     """
-    plan = _plan(conv, machine, gradient, epilogue)
-    shares = plan.shares if gradient else 1
-    x_order, w_order = schedule.memory_order(conv, gradient)
-    per_filter = [o.reshape(-1) for o in operands[: plan.per_filter]]
-    more = [*per_filter, *operands[plan.per_filter :]]
+    made = _schedule(conv, machine, gradient, epilogue)
+    shares = made.tasks.shares if gradient else 1
+    interleave = made.vectors.interleave
+    x_order, w_order = memory_order(conv, gradient)
+    per_filter = [o.reshape(-1) for o in operands[: made.per_filter]]
+    more = [*per_filter, *operands[made.per_filter :]]
     run = call(
-        loops.target(plan),
+        loops.target(made),
         (
             jax.ShapeDtypeStruct((shares, *conv.shape), x.dtype),
-            jax.ShapeDtypeStruct((loops.scratch_size(plan),), x.dtype),
+            jax.ShapeDtypeStruct((loops.scratch_size(made),), x.dtype),
         ),
         input_layouts=(
             x_order,
-            w_order if plan.fold == 1 else None,
+            w_order if interleave == 1 else None,
             *[None for _ in more],
         ),
     )
     if gradient or conv.rhs[-2] == 1:  # one list of columns serves all groups
         w = masked(conv, w)
-    if plan.fold > 1:
-        rows = w.reshape(-1, plan.fold, conv.rhs[-1]).swapaxes(1, 2)
-        free = plan.lanes // plan.fold - conv.rhs[-1]
+    if interleave > 1:
+        rows = w.reshape(-1, interleave, conv.rhs[-1]).swapaxes(1, 2)
+        free = made.vectors.filters - conv.rhs[-1]
         w = jnp.pad(rows, ((0, 0), (0, free), (0, 0)))
     y, _ = run(x, w, *more)
     return y.sum(0) if shares > 1 else y.reshape(conv.shape)
 
 
-_plan = functools.lru_cache(1024)(schedule.plan)
+_schedule = functools.lru_cache(1024)(schedule)
 
 
 def masked(conv: Conv, w: Float[Array, "*rhs"]) -> Float[Array, "*rhs"]:

@@ -1,7 +1,7 @@
 """XLA's foreign function interface for functions of a CPU, version 0.3.
 
-The structures of `xla/ffi/api/c_api.h` that a function meets, with fields by the names
-they have there. Later versions only add fields.
+The structures of `xla/ffi/api/c_api.h` that a function needs; fields have the names
+that they have there. Later versions only add fields.
 """
 
 import ctypes
@@ -20,13 +20,13 @@ _START = [("struct_size", c_size_t), ("extension_start", c_void_p)]
 
 
 class ExtensionBase(ctypes.Structure):
-    """Something more, and where the next of its kind is."""
+    """The head of an extension: an element of a linked list."""
 
     _fields_ = [("struct_size", c_size_t), ("type", c_int), ("next", c_void_p)]
 
 
 class ApiVersion(ctypes.Structure):
-    """What a function is written for."""
+    """The version that a function was written for."""
 
     _fields_ = [*_START, ("major_version", c_int), ("minor_version", c_int)]
 
@@ -43,7 +43,7 @@ class Metadata(ctypes.Structure):
 
 
 class MetadataExtension(ctypes.Structure):
-    """The extension that is only there to ask."""
+    """An extension that asks for `Metadata`; the function does no work."""
 
     _fields_ = [("extension_base", ExtensionBase), ("metadata", c_void_p)]
 
@@ -61,19 +61,19 @@ class Buffer(ctypes.Structure):
 
 
 class Args(ctypes.Structure):
-    """Arrays to read."""
+    """Arguments."""
 
     _fields_ = [*_START, ("size", c_int64), ("types", c_void_p), ("args", c_void_p)]
 
 
 class Rets(ctypes.Structure):
-    """Arrays to write."""
+    """Results."""
 
     _fields_ = [*_START, ("size", c_int64), ("types", c_void_p), ("rets", c_void_p)]
 
 
 class Attrs(ctypes.Structure):
-    """Named numbers, which code does not read."""
+    """Attributes, which our code does not read."""
 
     _fields_ = [
         *_START,
@@ -85,7 +85,7 @@ class Attrs(ctypes.Structure):
 
 
 class CallFrame(ctypes.Structure):
-    """All that a function is given."""
+    """What a function is called with."""
 
     _fields_ = [
         *_START,
@@ -100,49 +100,49 @@ class CallFrame(ctypes.Structure):
 
 
 class ErrorCreateArgs(ctypes.Structure):
-    """To make an error."""
+    """Make an error."""
 
     _fields_ = [*_START, ("message", c_void_p), ("errc", c_int)]
 
 
 class ErrorDestroyArgs(ctypes.Structure):
-    """To free an error that the interface returned."""
+    """Free an error that the interface returned."""
 
     _fields_ = [*_START, ("error", c_void_p)]
 
 
 class FutureCreateArgs(ctypes.Structure):
-    """To make what XLA waits for."""
+    """Make a future, for which XLA waits."""
 
     _fields_ = [*_START, ("future", c_void_p)]
 
 
 class FutureSetAvailableArgs(ctypes.Structure):
-    """To end the waiting."""
+    """Fulfil a future."""
 
     _fields_ = [*_START, ("future", c_void_p)]
 
 
 class FutureSetErrorArgs(ctypes.Structure):
-    """To end the waiting with an error, which goes to XLA."""
+    """Fail a future with an error, which XLA takes."""
 
     _fields_ = [*_START, ("future", c_void_p), ("error", c_void_p)]
 
 
 class ThreadPoolScheduleArgs(ctypes.Structure):
-    """To have `task(data)` called by a thread of XLA."""
+    """Run `task(data)` on a thread of XLA."""
 
     _fields_ = [*_START, ("ctx", c_void_p), ("task", c_void_p), ("data", c_void_p)]
 
 
 class ThreadPoolNumThreadsArgs(ctypes.Structure):
-    """To ask how many threads there are."""
+    """Ask how many threads there are."""
 
     _fields_ = [*_START, ("ctx", c_void_p), ("num_threads", c_void_p)]
 
 
 class Api(ctypes.Structure):
-    """The interface's functions; of each, an error or null is returned."""
+    """The functions of the interface; each returns an error or null."""
 
     _fields_ = [
         *_START,

@@ -1,4 +1,4 @@
-"""Channels at known places, by machine code: XLA on a CPU moves them one by one."""
+"""Gathers of channels by machine code; on a CPU XLA copies them one by one."""
 
 import dataclasses
 import math
@@ -12,16 +12,17 @@ from jaxtyping import Array, Float, Int
 
 from sslx import _jax_compat
 from sslx.lowering._native import llvm
-from sslx.lowering._native.ir import Vector, module
+from sslx.lowering._native.ir import module
 from sslx.lowering._native.primitive import Axes, call, machine_code
+from sslx.lowering._native.values import Vector
 
-_FEWEST = 4096
+_FEWEST_ENTRIES = 4096
 _MOST_CHANNELS = 4096
 _NO_TABLE = np.zeros(1, np.int32)
 
 
-def moved(params: Mapping[str, Any], x: Any, indices: Any) -> Any | None:
-    """The result of a `gather` of whole channels; None where it is something else."""
+def gathered(params: Mapping[str, Any], x: Any, indices: Any) -> Any | None:
+    """The result of a `gather` of whole channels; None for any other `gather`."""
     source = _source(params, x, indices)
     return None if source is None else take_channels(tuple(source.tolist()), x)
 
@@ -29,7 +30,7 @@ def moved(params: Mapping[str, Any], x: Any, indices: Any) -> Any | None:
 def _source(
     params: Mapping[str, Any], x: Any, indices: Any
 ) -> Int[np.ndarray, " channels"] | None:
-    """Which channel of `x` each one of the result is; -1 for zero."""
+    """Which channel of `x` each channel of the result is; -1 for zero."""
     numbers, last = params["dimension_numbers"], np.ndim(x) - 1
     if _jax_compat.is_traced(indices) or llvm.machine() is None or last < 1:
         return None
@@ -44,7 +45,7 @@ def _source(
         and not numbers.operand_batching_dims
         and np.ndim(indices) == 2
     )
-    if not plain or x.size < _FEWEST or len(indices) > _MOST_CHANNELS:
+    if not plain or x.size < _FEWEST_ENTRIES or len(indices) > _MOST_CHANNELS:
         return None
     places = np.asarray(indices)[:, 0].astype(np.int64)
     outside = (places < 0) | (places >= x.shape[-1])
@@ -94,11 +95,11 @@ _take = machine_code("take_channels")
 
 
 def _program(source: tuple[int, ...], shape: tuple[int, ...], dtype: str) -> str:
-    """The name of the code that moves some positions per task."""
+    """The name of a program whose tasks copy the channels of some positions each."""
     machine = llvm.machine()
     assert machine is not None, "see `_source`"
     rows, width, taken = math.prod(shape[:-1]), shape[-1], len(source)
-    tasks = max(1, min(4 * machine.cores, rows * taken // _FEWEST_MOVES))
+    tasks = max(1, min(4 * machine.cores, rows * taken // _FEWEST_COPIES))
     f = llvm.task()
     x, y = llvm.arrays(f, 2)
     begin = f.div(f.mul(f["t"], rows), tasks)
@@ -119,11 +120,11 @@ def _program(source: tuple[int, ...], shape: tuple[int, ...], dtype: str) -> str
     return llvm.named(module([f]), _NO_TABLE, calls)
 
 
-_FEWEST_MOVES = 8192
+_FEWEST_COPIES = 8192
 
 
 def _pieces(source: tuple[int, ...], most: int) -> list[tuple[int, int]]:
-    """Runs of neighbouring channels, or of zeros, in lengths that are powers of 2."""
+    """Runs of neighbouring channels, or of zeros, cut to powers of 2."""
     found, start = [], 0
     while start < len(source):
         step = 0 if source[start] < 0 else 1

@@ -1,16 +1,21 @@
-"""What XLA calls: threads of XLA do the tasks of a program.
+"""The function that XLA calls: it spreads the tasks of a program over XLA's threads.
 
-It does not wait for them: the thread that ends the last task tells XLA so and goes on
-with the work of XLA. A single task, or thread, is done at once; so is what the
-interface does not share: whatever it refuses, this thread does.
+XLA calls a program's entry with a call frame. `handler` answers questions about the
+interface's version, and passes everything else on to `execute`, which gathers what the
+workers share in a `_Job`, asks XLA for a future, schedules `join` on as many threads as
+can help, and returns without waiting. Workers take tasks by atomic counters (`work`);
+the one that ends the last task fulfils the future, and the last one to leave frees the
+job. A single task, or thread, runs within the call; so does whatever XLA refuses to
+schedule.
 
-Tasks are the pieces of an array, gone through in several rounds. Each core starts with
-pieces of its own, always the same share of all, so that it finds in its cache what it
-wrote a call before; then it helps the others.
+Tasks are the pieces of an array, taken in several rounds. Each core starts with the
+same share of the pieces in every call, so that it finds in its cache what it wrote
+before; then it helps the others.
 
-This code is made once for many programs and stays. Each program has a record of its
-own and an entry that XLA knows by name. Where the code of a program was dropped, a call
-returns an error.
+This code is compiled once for many programs and is never freed. Every program has a
+record and an entry that XLA knows by name. `retire` replaces a program's code, or drops
+it; a call of a dropped program returns an error, and code is freed only when the count
+of running calls says that nobody uses it.
 """
 
 import ctypes
@@ -19,18 +24,19 @@ from ctypes import c_int64, c_void_p
 
 from sslx.lowering._native import ffi
 from sslx.lowering._native.ffi import CallFrame, offset
-from sslx.lowering._native.ir import NULL, Function, Value, address, module
+from sslx.lowering._native.ir import Function, module
+from sslx.lowering._native.values import NULL, Value, address
 
 
 class Record(ctypes.Structure):
-    """What is known of a program.
+    """A program, as this code knows it.
 
     Attributes:
       task: its code, `task(i64 task, ptr buffers, i64 worker, ptr slots)`: `buffers`
         points to the addresses of all arguments, then of all results; `slots` is memory
-        of the worker, -1 before its first task. Null where it was dropped.
+        of the worker, -1 before its first task. Null if it was dropped.
       running: calls that may use the code.
-      rounds: how often the pieces are gone through.
+      rounds: how often all pieces are taken.
       pieces: task `r * pieces + p` is piece `p` in round `r`.
       workers: threads, at most.
       slots: 64-bit integers of memory per worker.
@@ -54,15 +60,15 @@ class _Job(ctypes.Structure):
     """What the workers of a call share.
 
     Attributes:
-      done: tasks that ended.
+      done: tasks that have ended.
       holders: workers that have not left yet; the last one frees it.
-      workers: that have started.
+      workers: how many have started.
       record: of the program.
       task: its code.
       api: XLA's interface.
-      future: what XLA waits for.
-      buffers: addresses of all arrays, and behind them, per share of the pieces, how
-        many tasks of it were begun.
+      future: of XLA, which waits for it.
+      buffers: addresses of all arrays, followed by a counter per share of the pieces:
+        tasks of it that have begun.
     """
 
     _fields_ = [
@@ -78,7 +84,7 @@ class _Job(ctypes.Structure):
 
 
 def source(records: int, count: int) -> str:
-    """Code with the functions `entry_0`, ... for records that stand at an address."""
+    """Code with functions `entry_0`, `entry_1`, ... for an array of records."""
     size = ctypes.sizeof(Record)
     entries = [_entry(k, records + k * size) for k in range(count)]
     parts = [_handler(), _execute(), _work(), _join(), _release(), _forget(), _fail()]
@@ -125,7 +131,7 @@ def _entry(k: int, record: int) -> Function:
 
 
 def _handler() -> Function:
-    """Answers what XLA asks, which it does by an extension, or does the work."""
+    """Answer what XLA asks by an extension, or do the work."""
     f = Function("handler", {"record": "ptr", "frame": "ptr"}, "ptr")
     frame = f["frame"]
     with f.repeat(_read(f, frame, CallFrame, "extension_start")) as walk:
@@ -173,7 +179,7 @@ def _message(text: bytes) -> Value:
 
 
 def _execute() -> Function:
-    """Spreads a job among threads, or does it here."""
+    """Spread a job over threads, or do it here."""
     params = {"record": "ptr", "frame": "ptr", "api": "ptr", "task": "ptr"}
     f = Function("execute", params, "ptr")
     record, frame, api = f["record"], f["frame"], f["api"]
@@ -228,7 +234,7 @@ def _addresses(f: Function, arrays: Value, count: Value, into: Value) -> None:
 
 
 def _threads(f: Function, record: Value, api: Value, context: Value) -> Value:
-    """How many threads can work at the same time; 1 where XLA has none."""
+    """How many threads can help; 1 where XLA has none."""
     number = f.memory(8)
     f.store(Value("i64", "1"), number)
     kind = ffi.ThreadPoolNumThreadsArgs
@@ -241,7 +247,7 @@ def _threads(f: Function, record: Value, api: Value, context: Value) -> Value:
 
 
 def _future(f: Function, api: Value, threads: Value) -> Value:
-    """What XLA waits for; null where one thread works, or there is none."""
+    """A future for XLA to wait for; null for one thread, or where XLA refuses."""
     with f.when(f.less(1, threads), NULL) as several:
         request = _request(f, ffi.FutureCreateArgs)
         f.call("forget", api, _ask(f, api, "Future_Create", request))
@@ -250,7 +256,7 @@ def _future(f: Function, api: Value, threads: Value) -> Value:
 
 
 def _work() -> Function:
-    """Does tasks until all are begun; whether the last one to end was among them."""
+    """Do tasks until all have begun; true if the last one to end was one of them."""
     f = Function("work", {"job": "ptr"}, "i1")
     job = f["job"]
     record = _read(f, job, _Job, "record")
@@ -290,7 +296,7 @@ def _work() -> Function:
 
 
 def _join() -> Function:
-    """What a thread does for a job: tasks, and telling XLA that all ended."""
+    """What a thread does for a job: tasks, and fulfilling the future at the end."""
     f = Function("join", {"job": "ptr"})
     api, future = (_read(f, f["job"], _Job, name) for name in ("api", "future"))
     last = f.call("work", f["job"], result="i1")
@@ -307,7 +313,7 @@ def _join() -> Function:
 
 
 def _release() -> Function:
-    """The last worker of a job frees it."""
+    """Leave a job; the last worker frees it."""
     f = Function("release", {"job": "ptr"})
     holders = f.changed("sub", _field(f, f["job"], _Job, "holders"), 1)
     with f.when(f.same(holders, 1)):
@@ -339,7 +345,7 @@ def _fail() -> Function:
 
 
 def _retire() -> Function:
-    """Put other code, or none, in a record: how many calls may still use the old."""
+    """Replace the code of a record; returns how many calls may still use the old."""
     f = Function("retire", {"record": "ptr", "task": "ptr"}, "i64", shared=True)
     place = _field(f, f["record"], Record, "task")
     f.let("ptr", f"atomicrmw xchg {place}, {f['task']} seq_cst")

@@ -1,92 +1,32 @@
-"""Functions in LLVM's language, written one instruction at a time.
+"""A builder of functions in LLVM's language, one instruction at a time.
 
-Only what kernels need: 64-bit integers, addresses, vectors of floats, loops whose
-values are carried from one round to the next, and branches.
+It has what kernels need: 64-bit integers, pointers, vectors of floats, loops with
+loop-carried values, and branches; it inserts the phi nodes.
 """
 
 import contextlib
-import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
-import numpy as np
+from sslx.lowering._native.values import (
+    Index,
+    Value,
+    Vector,
+    i64,
+    lane_mask,
+    phi,
+    vector_of,
+)
 
 WIDE = 'nounwind "min-legal-vector-width"="512" "prefer-vector-width"="512"'
 """Attributes of functions that may use the longest vectors."""
 
 
-class Vector(NamedTuple):
-    """The type of some floats side by side.
-
-    Attributes:
-      lanes: how many.
-      bits: of each.
-    """
-
-    lanes: int
-    bits: int
-
-    def __str__(self) -> str:
-        return f"<{self.lanes} x {self.scalar}>"
-
-    @property
-    def scalar(self) -> str:
-        """The type of one."""
-        return {32: "float", 64: "double"}[self.bits]
-
-    @property
-    def bytes(self) -> int:
-        """Of one."""
-        return self.bits // 8
-
-    @property
-    def suffix(self) -> str:
-        """What the names of LLVM's functions for this type end with."""
-        return f"v{self.lanes}f{self.bits}"
-
-    def zeros(self) -> "Value":
-        """A constant."""
-        return Value(self, "zeroinitializer")
-
-    def filled(self, number: float) -> "Value":
-        """A constant: the number, rounded to this type, in every lane."""
-        exact = float(np.float32(number)) if self.bits == 32 else number
-        one = f"{self.scalar} 0x{struct.pack('>d', exact).hex().upper()}"
-        return Value(self, f"<{', '.join([one] * self.lanes)}>")
-
-
-class Value(NamedTuple):
-    """Something that was computed, or is known.
-
-    Attributes:
-      type: as LLVM writes it.
-      name: or number.
-    """
-
-    type: "str | Vector"
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.type} {self.name}"
-
-
-Index = Value | int
-"""A 64-bit integer."""
-
-NULL = Value("ptr", "null")
-
-
-def address(number: int) -> Value:
-    """Memory at a known place."""
-    return Value("ptr", f"inttoptr (i64 {number} to ptr)")
-
-
 class Carried:
-    """Values that differ by the way that led to a place.
+    """Values that a loop or branch may change.
 
     Attributes:
-      index: of a counted loop, which round it is.
-      values: in a block, what is carried to its end; after it, what came there.
+      index: of a counted loop.
+      values: inside, the current ones; afterwards, those that come out.
     """
 
     def __init__(self, values: Sequence[Value], index: Value | None = None):
@@ -95,13 +35,13 @@ class Carried:
 
     @property
     def index(self) -> Value:
-        """The round of a counted loop."""
+        """Of a counted loop."""
         assert self._index is not None, "only `Function.loop` counts"
         return self._index
 
 
 class Function:
-    """A function that is being written: each method appends an instruction.
+    """A function under construction; each method appends an instruction.
 
     Args:
       name: of the function.
@@ -162,15 +102,15 @@ class Function:
 
     def min(self, a: Index, b: Index) -> Value:
         """The smaller one."""
-        return self.call("llvm.smin.i64", _i64(a), _i64(b), result="i64")
+        return self.call("llvm.smin.i64", i64(a), i64(b), result="i64")
 
     def max(self, a: Index, b: Index) -> Value:
         """The larger one."""
-        return self.call("llvm.smax.i64", _i64(a), _i64(b), result="i64")
+        return self.call("llvm.smax.i64", i64(a), i64(b), result="i64")
 
     def less(self, a: Index, b: Index) -> Value:
         """Whether `a < b`."""
-        return self.let("i1", f"icmp slt i64 {_i64(a).name}, {_i64(b).name}")
+        return self.let("i1", f"icmp slt i64 {i64(a).name}, {i64(b).name}")
 
     def same(self, a: Value, b: Index) -> Value:
         """Whether they are equal: integers, or addresses."""
@@ -184,47 +124,51 @@ class Function:
 
     def choose(self, condition: Value, yes: Index, no: Index) -> Value:
         """One of two numbers."""
-        return self.let("i64", f"select {condition}, {_i64(yes)}, {_i64(no)}")
+        return self.let("i64", f"select {condition}, {i64(yes)}, {i64(no)}")
 
     def at(self, start: Value, offset: Index, unit: str = "i8") -> Value:
         """The address some units behind another one."""
-        return self.let("ptr", f"getelementptr {unit}, {start}, {_i64(offset)}")
+        return self.let("ptr", f"getelementptr {unit}, {start}, {i64(offset)}")
 
     # Memory.
 
     def memory(self, size: int) -> Value:
-        """Some bytes that live as long as the call."""
+        """Bytes on the stack."""
         name = self._name("m")
         self._memory.append(f"{name} = alloca [{size} x i8], align 8")
         return Value("ptr", name)
 
-    def load(self, kind: "str | Vector", place: Value, align: int = 8) -> Value:
-        """What stands there."""
-        return self.let(kind, f"load {kind}, {place}, align {align}")
+    def load(self, kind: "str | Vector", pointer: Value, align: int = 8) -> Value:
+        """The value at a pointer."""
+        return self.let(kind, f"load {kind}, {pointer}, align {align}")
 
-    def store(self, value: Value, place: Value, align: int = 8) -> None:
-        """Write it there."""
-        self.do(f"store {value}, {place}, align {align}")
+    def store(self, value: Value, pointer: Value, align: int = 8) -> None:
+        """Write a value."""
+        self.do(f"store {value}, {pointer}, align {align}")
 
-    def fill(self, place: Value, byte: int, size: Index) -> None:
-        """Write the same byte many times."""
+    def fill(self, pointer: Value, byte: int, size: Index) -> None:
+        """Set bytes."""
         self.call(
-            "llvm.memset.p0.i64", place, Value("i8", str(byte)), _i64(size), _FALSE
+            "llvm.memset.p0.i64",
+            pointer,
+            Value("i8", str(byte)),
+            i64(size),
+            Value("i1", "false"),
         )
 
-    def number(self, table: Value, place: Index) -> Value:
+    def number(self, table: Value, index: Index) -> Value:
         """An entry of a table of 32-bit integers."""
-        entry = self.load("i32", self.at(table, place, "i32"), 4)
+        entry = self.load("i32", self.at(table, index, "i32"), 4)
         return self.let("i64", f"sext {entry} to i64")
 
-    def prefetch(self, place: Value, write: bool = False, near: int = 2) -> None:
-        """Ask for a line of memory; `near` is 3 for the nearest cache."""
+    def prefetch(self, pointer: Value, write: bool = False, near: int = 2) -> None:
+        """Prefetch a cache line; `near` is 3 for the nearest cache."""
         options = (Value("i32", str(k)) for k in (int(write), near, 1))
-        self.call("llvm.prefetch.p0", place, *options)
+        self.call("llvm.prefetch.p0", pointer, *options)
 
-    def changed(self, how: str, place: Value, by: Index) -> Value:
-        """What stood there, while all threads see one after the other change it."""
-        return self.let("i64", f"atomicrmw {how} {place}, {_i64(by)} seq_cst")
+    def changed(self, how: str, pointer: Value, by: Index) -> Value:
+        """Change an integer atomically (`add`, `sub`, ...): its old value."""
+        return self.let("i64", f"atomicrmw {how} {pointer}, {i64(by)} seq_cst")
 
     # Vectors.
 
@@ -233,11 +177,11 @@ class Function:
         return self._vector("fmuladd", a, b, c)
 
     def maximum(self, a: Value, b: Value) -> Value:
-        """Of every lane; not a number where one is not."""
+        """Of every lane; NaN where either is."""
         return self._vector("maximum", a, b)
 
     def minimum(self, a: Value, b: Value) -> Value:
-        """Of every lane; not a number where one is not."""
+        """Of every lane; NaN where either is."""
         return self._vector("minimum", a, b)
 
     def arithmetic(self, op: str, a: Value, b: Value) -> Value:
@@ -245,8 +189,8 @@ class Function:
         return self.let(a.type, f"{op} {a}, {b.name}")
 
     def repeated(self, a: Value, lanes: int) -> Value:
-        """The lanes of a vector again and again."""
-        kind = _vector_of(a)
+        """The lanes of a vector, repeated to fill a longer one."""
+        kind = vector_of(a)
         some = ", ".join(f"i32 {k % kind.lanes}" for k in range(lanes))
         wide = Vector(lanes, kind.bits)
         order = f"<{lanes} x i32> <{some}>"
@@ -255,9 +199,9 @@ class Function:
     def pairs_added(self, a: Value) -> Value:
         """The sums of neighbouring lanes: half of a vector.
 
-        As integers of twice their width, shifted.
+        The odd lanes are shifted down, two lanes at a time as one integer.
         """
-        kind = _vector_of(a)
+        kind = vector_of(a)
         half, bits = kind.lanes // 2, kind.bits
         pairs = f"<{half} x i{2 * bits}>"
         by = ", ".join([f"i{2 * bits} {bits}"] * half)
@@ -269,31 +213,31 @@ class Function:
         low = self.let(f"<{half} x i{bits}>", f"trunc {again} to <{half} x i{bits}>")
         return self.let(Vector(half, bits), f"bitcast {low} to {Vector(half, bits)}")
 
-    def load_first(self, kind: Vector, place: Value, lanes: int) -> Value:
-        """A vector of which only the first lanes are read; zero in the others."""
+    def load_first(self, kind: Vector, pointer: Value, lanes: int) -> Value:
+        """Load only the first lanes of a vector; the others are zero."""
         if lanes == kind.lanes:
-            return self.load(kind, place, kind.bytes)
+            return self.load(kind, pointer, kind.bytes)
         name = f"llvm.masked.load.{kind.suffix}.p0"
-        mask = _mask(kind, lanes)
+        mask = lane_mask(kind, lanes)
         self.called[name] = f"{kind} @{name}(ptr, {mask.type}, {kind})"
-        where = f"ptr align {kind.bytes} {place.name}"
+        where = f"ptr align {kind.bytes} {pointer.name}"
         return self.let(kind, f"call {kind} @{name}({where}, {mask}, {kind.zeros()})")
 
-    def store_first(self, value: Value, place: Value, lanes: int) -> None:
-        """Write only the first lanes of a vector."""
-        kind = _vector_of(value)
+    def store_first(self, value: Value, pointer: Value, lanes: int) -> None:
+        """Store only the first lanes of a vector."""
+        kind = vector_of(value)
         if lanes == kind.lanes:
-            return self.store(value, place, kind.bytes)
+            return self.store(value, pointer, kind.bytes)
         name = f"llvm.masked.store.{kind.suffix}.p0"
-        mask = _mask(kind, lanes)
+        mask = lane_mask(kind, lanes)
         self.called[name] = f"void @{name}({kind}, ptr, {mask.type})"
-        where = f"ptr align {kind.bytes} {place.name}"
+        where = f"ptr align {kind.bytes} {pointer.name}"
         return self.do(f"call void @{name}({value}, {where}, {mask})")
 
     # Calls, loops, branches.
 
     def call(self, callee: "str | Value", *args: Value, result: str = "void") -> Value:
-        """Call a function by its name, or at its address."""
+        """Call a function by name or by pointer."""
         name = callee.name if isinstance(callee, Value) else f"@{callee}"
         if isinstance(callee, str):
             kinds = ", ".join(str(a.type) for a in args)
@@ -305,13 +249,13 @@ class Function:
         return Value("void", "")
 
     def ret(self, value: Value | None = None) -> None:
-        """Leave the function."""
+        """Return."""
         self.do(f"ret {value or 'void'}")
         self._left = True
 
     @contextlib.contextmanager
     def loop(self, begin: Index, end: Index, *carried: Value) -> Iterator[Carried]:
-        """Rounds from a number to before another one, none where that is not larger."""
+        """Count from `begin` up to, not including, `end`."""
         n = self._fresh()
         before = self._block
         body, after, following = f"loop{n}", f"after{n}", f"%next{n}"
@@ -325,10 +269,10 @@ class Function:
         latch = self._block
         self.do(f"{following} = add {index}, 1")
         self._branch(self.less(Value("i64", following), end), body, after)
-        starts = [_i64(begin), *carried]
+        starts = [i64(begin), *carried]
         ends = [Value("i64", following), *state.values]
         self._lines[mark:mark] = [
-            _phi(v, (first, before), (last, latch))
+            phi(v, (first, before), (last, latch))
             for v, first, last in zip([index, *values], starts, ends, strict=True)
         ]
         self._start(after)
@@ -336,9 +280,9 @@ class Function:
 
     @contextlib.contextmanager
     def repeat(self, *carried: Value) -> Iterator[Carried]:
-        """Rounds until `leave` is called, once in all, in their midst.
+        """Loop until the condition of `leave`, which is called once inside, is true.
 
-        What is carried is, after the loop, what it was at the start of the last round.
+        The values that come out are those at the start of the last iteration.
         """
         n = self._fresh()
         before = self._block
@@ -354,21 +298,21 @@ class Function:
         latch = self._block
         self._jump(body)
         self._lines[mark:mark] = [
-            _phi(v, (first, before), (last, latch))
+            phi(v, (first, before), (last, latch))
             for v, first, last in zip(values, carried, state.values, strict=True)
         ]
         self._start(f"left{n}")
         state.values = values
 
     def leave(self, condition: Value) -> None:
-        """End the innermost `repeat`."""
+        """End the innermost `repeat` if a condition holds."""
         n = self._open[-1]
         self._branch(condition, f"left{n}", f"stay{n}")
         self._start(f"stay{n}")
 
     @contextlib.contextmanager
     def when(self, condition: Value, *otherwise: Value) -> Iterator[Carried]:
-        """Only where it is true; values keep what they were where it is not."""
+        """Run only if a condition holds; else the values stay as they are."""
         n = self._fresh()
         before = self._block
         self._branch(condition, f"then{n}", f"end{n}")
@@ -384,7 +328,7 @@ class Function:
             state.values = self._joined((otherwise, before), (state.values, then))
 
     def switch(self, value: Value, cases: int) -> Iterator[int]:
-        """Each of the numbers below `cases`; what is written meanwhile is for it."""
+        """One branch per number below `cases`, filled while the number is yielded."""
         n = self._fresh()
         labels = " ".join(f"i64 {k}, label %case{n}_{k}" for k in range(cases))
         self.do(f"switch {value}, label %end{n} [ {labels} ]")
@@ -397,20 +341,20 @@ class Function:
     # Text.
 
     def let(self, kind: "str | Vector", text: str) -> Value:
-        """Name a new value."""
+        """Append an instruction that yields a value."""
         name = self._name("v")
         self._lines.append(f"{name} = {text}")
         return Value(kind, name)
 
     def do(self, text: str) -> None:
-        """An instruction without a value."""
+        """Append an instruction that yields none."""
         self._lines.append(text)
 
     def _binary(self, op: str, a: Index, b: Index) -> Value:
-        return self.let("i64", f"{op} i64 {_i64(a).name}, {_i64(b).name}")
+        return self.let("i64", f"{op} i64 {i64(a).name}, {i64(b).name}")
 
     def _vector(self, name: str, *args: Value) -> Value:
-        kind = _vector_of(args[0])
+        kind = vector_of(args[0])
         callee = f"llvm.{name}.{kind.suffix}"
         kinds = ", ".join(str(a.type) for a in args)
         self.called[callee] = f"{kind} @{callee}({kinds})"
@@ -434,42 +378,20 @@ class Function:
         self.do(f"br {condition}, label %{yes}, label %{no}")
 
     def _joined(self, *ways: "tuple[Sequence[Value], str]") -> list[Value]:
-        """What came to the start of a block, by the blocks before it."""
+        """Phi nodes at the start of a block, for values from the blocks before it."""
         blocks = [block for _, block in ways]
         found = []
         for values in zip(*(values for values, _ in ways), strict=True):
             name = Value(values[0].type, self._name("j"))
-            self.do(_phi(name, *zip(values, blocks, strict=True)))
+            self.do(phi(name, *zip(values, blocks, strict=True)))
             found.append(name)
         return found
 
 
 def module(functions: Iterable[Function]) -> str:
-    """Functions, and what they call beside each other, declared."""
+    """The text of functions, with declarations of what they call outside."""
     written = list(functions)
     names = {f.name for f in written}
     called = {name: how for f in written for name, how in f.called.items()}
     declared = [f"declare {how}" for name, how in called.items() if name not in names]
     return "\n".join([*(f.text() for f in written), *declared])
-
-
-_FALSE = Value("i1", "false")
-
-
-def _i64(a: Index) -> Value:
-    return a if isinstance(a, Value) else Value("i64", str(a))
-
-
-def _vector_of(a: Value) -> Vector:
-    assert isinstance(a.type, Vector), a
-    return a.type
-
-
-def _phi(name: Value, *ways: tuple[Value, str]) -> str:
-    text = ", ".join(f"[ {value.name}, %{block} ]" for value, block in ways)
-    return f"{name.name} = phi {name.type} {text}"
-
-
-def _mask(kind: Vector, lanes: int) -> Value:
-    bits = ", ".join(f"i1 {int(k < lanes)}" for k in range(kind.lanes))
-    return Value(f"<{kind.lanes} x i1>", f"<{bits}>")

@@ -1,4 +1,4 @@
-"""What a `Sweep` has room for: its tables hold numbers of 32 bits."""
+"""What a `Schedule` has room for: its tables hold 32-bit integers."""
 
 import math
 
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sslx.lowering._conv import Conv
-from sslx.lowering._native.positions import Stretch, along, memory_order, strides_of
+from sslx.lowering._native.positions import Stretch, memory_order, stretches, strides_of
 from sslx.lowering._native.tiling import BLOCK_BYTES
 
 _OFFSETS = 1 << 31
@@ -16,18 +16,18 @@ _NUMBERS = 1 << 26
 
 
 def too_large(conv: Conv, gradient: bool = False) -> str | None:
-    """Why a convolution cannot be planned, or None.
+    """Why a convolution cannot be scheduled, or None.
 
-    Every number that a plan keeps in a table is bounded here: where runs of positions
-    start in `x` and `y`, what their columns read from there, which row of `w` they
-    take; and how many numbers there are. From one block of images, or of channels, to
-    the next, from one row to another, and in scratch memory code counts with 64 bits.
+    Every number that a schedule keeps in a table is bounded here: where runs of
+    positions start in `x` and `y`, what their columns read from there, which row of `w`
+    they take; and how many numbers there are. Distances between blocks and between
+    rows, and in scratch memory, are computed in 64 bits.
 
     Args:
       conv: with images and filters.
-      gradient: see `plan`.
+      gradient: see `schedule`.
     """
-    axes = [along(conv, axis) for axis in range(len(conv.window))]
+    axes = [stretches(axis) for axis in conv.axes]
     strides = strides_of(conv.lhs, memory_order(conv, gradient)[0])
     block = BLOCK_BYTES // max(1, image_bytes(conv))
     images = conv.lhs[0] if gradient else max(1, min(conv.lhs[0], block))

@@ -1,4 +1,10 @@
-"""Machine code for functions that XLA calls, made by LLVM."""
+"""Programs: functions that XLA calls by name, compiled by LLVM.
+
+A program's name is a hash of its text, tables and way of being called, so equal
+programs share one name and one piece of code. XLA keeps a name for ever, code can go:
+executables hold a `lease` of what they call, and what nobody leases may be dropped and
+compiled again when it is asked for.
+"""
 
 import ctypes
 import functools
@@ -14,7 +20,8 @@ import numpy as np
 from jaxtyping import Int
 
 from sslx.lowering._native import handler
-from sslx.lowering._native.ir import Function, Value, address
+from sslx.lowering._native.ir import Function
+from sslx.lowering._native.values import Value, address
 
 
 @functools.cache
@@ -28,7 +35,7 @@ def binding() -> Any:
 
 
 class Machine(NamedTuple):
-    """Vector registers of a processor, bytes of each and how many; cores to use."""
+    """A processor: bytes of a vector register, how many there are, and cores to use."""
 
     bytes: int
     registers: int
@@ -37,7 +44,7 @@ class Machine(NamedTuple):
 
 @functools.cache
 def machine() -> Machine | None:
-    """The vectors of this processor; None where we know of none, or have no LLVM."""
+    """This processor; None where its vectors are not known, or LLVM is missing."""
     llvm = binding()
     if llvm is None:
         return None
@@ -57,7 +64,7 @@ class Calls(NamedTuple):
     """How a program is called; see `handler.Record`.
 
     Attributes:
-      rounds: how often its pieces are gone through.
+      rounds: how often its pieces are taken.
       pieces: of a round.
       workers: threads, at most.
       slots: 64-bit integers of memory per worker.
@@ -96,7 +103,7 @@ class _Code:
         return self._places[name]
 
     def close(self) -> None:
-        """Free it; nobody calls it any more."""
+        """Free it, once nobody calls it."""
         self._engine.close()
 
 
@@ -105,7 +112,7 @@ class _Lease:
 
 
 class _Program:
-    """A name that XLA knows, and the code behind it, if there is any now."""
+    """A name that XLA knows, and the code behind it unless that was dropped."""
 
     def __init__(self, record: handler.Record, entry: int):
         self.record = record
@@ -116,17 +123,17 @@ class _Program:
 
 _LOCK = threading.RLock()
 _PROGRAMS: dict[str, _Program] = {}
-"""By name, the one that was asked for last in the end."""
+"""By name, in the order in which they were asked for last."""
 _RETIRED: list[tuple[_Program, _Code]] = []
-"""Code that was dropped while it ran."""
+"""Code that was replaced or dropped while it ran."""
 
 
 def named(text: str, numbers: Int[np.ndarray, " _"], calls: Calls) -> str:
-    """The name by which XLA calls a program; compiled where it is not yet, or no more.
+    """The name by which XLA calls a program, compiled if there is no code for it now.
 
     Args:
       text: in LLVM's language, with a function `task`; `@tables` stands for the address
-        of the numbers.
+        of `numbers`.
       numbers: what the program reads.
       calls: how it is called.
     """
@@ -143,9 +150,9 @@ def named(text: str, numbers: Int[np.ndarray, " _"], calls: Calls) -> str:
 
 
 def lease(name: str) -> object:
-    """Something to hold as long as a program may be called, such as by an executable.
+    """An object that keeps a program's code in use while it lives.
 
-    What holds none is `unused`; dropping is safe at any time.
+    A program without one is `unused`; dropping is safe at any time.
     """
     with _LOCK:
         program = _PROGRAMS[name]
@@ -157,20 +164,17 @@ def lease(name: str) -> object:
 
 
 def unused() -> list[str]:
-    """Names of programs with code that nobody has a lease of, the longest unused first.
-
-    Those come first that were asked for (`named`) the longest time ago.
-    """
+    """Names of programs whose code nobody leases, least recently `named` first."""
     with _LOCK:
         held = [(name, p) for name, p in _PROGRAMS.items() if p.code is not None]
         return [name for name, p in held if p.lease() is None]
 
 
 def drop(name: str) -> bool:
-    """Free the code of a program, whether there was some; `named` compiles it again.
+    """Free the code of a program; whether there was some. `named` compiles it again.
 
-    Calls that run come to their end. Later ones of executables that know the name end
-    with an error of XLA that says so.
+    Running calls are finished. Later calls, by executables that know the name, return
+    an error that says so.
     """
     with _LOCK:
         program = _PROGRAMS.get(name)
@@ -186,7 +190,7 @@ def entry(name: str) -> int:
 
 
 def _retired(program: _Program, code: _Code | None) -> None:
-    """Put other code in a program's place, and free what nobody runs any more."""
+    """Replace the code of a program, and free what nobody runs any more."""
     retire = _entries().retire
     task = None if code is None else code["task"]
     retire(ctypes.byref(program.record), task)
@@ -201,7 +205,7 @@ def _retired(program: _Program, code: _Code | None) -> None:
 
 
 class _Entries:
-    """Functions for XLA to call, and their records: of some programs, for ever."""
+    """Entries for XLA to call and their records, for the next programs; never freed."""
 
     def __init__(self) -> None:
         self.records = (handler.Record * _AT_ONCE)()
@@ -249,7 +253,7 @@ def _target_machine() -> Any:
 
 
 def task() -> Function:
-    """The function of a program that does one of its tasks; see `handler.Record`."""
+    """The start of the function that does one task; see `handler.Record`."""
     params = {"t": "i64", "buffers": "ptr", "worker": "i64", "held": "ptr"}
     return Function("task", params, shared=True)
 

@@ -1,8 +1,16 @@
-"""Positions of a convolution that are computed alike, and what they read.
+"""Regions: positions of a convolution that read the same columns.
 
-Along every axis the taps that meet the image are the same for a stretch of positions:
-the inside, every place near an edge, each phase of a dilated image. Such stretches of
-all axes together make a class.
+Which taps meet the image depends on the output position only near the ends of the
+image, and on its phase where the image is dilated. So the positions along an axis fall
+into a few `Stretch`es: the inside, every position near an end, every phase. Positions
+of one stretch are equally distant, and their taps read the same entries, counted from
+where the position stands. One stretch per axis, and all images of a block, make a
+`Region`, whose positions share one list of columns.
+
+Where a large kernel meets a small image, nearly every position would be a region of its
+own, and each would read much of the kernel again. There the last axes are not divided:
+all their positions become places of one tile, and the taps are sorted into `Section`s
+by the places that meet them.
 """
 
 import itertools
@@ -14,13 +22,14 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from sslx.lowering._conv import Conv
+from sslx.lowering._taps import Axis
 
 
 def memory_order(conv: Conv, gradient: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The axes of `x` and `w` from the slowest to the fastest in memory.
 
-    A weight gradient comes with images and channels in each other's place; it is read
-    as it lies.
+    In a weight gradient images and channels have changed places; its operands are read
+    as they lie, without a transpose.
     """
     n = len(conv.lhs)
     if gradient:
@@ -29,6 +38,7 @@ def memory_order(conv: Conv, gradient: bool) -> tuple[tuple[int, ...], tuple[int
 
 
 def strides_of(shape: tuple[int, ...], order: "range | tuple[int, ...]") -> list[int]:
+    """Entries from one index to the next along each axis, in a memory order."""
     strides, distance = [0] * len(shape), 1
     for axis in reversed(order):
         strides[axis] = distance
@@ -44,45 +54,64 @@ class Line(NamedTuple):
     y_step: int
 
 
-class Class(NamedTuple):
-    """Positions that are computed alike: places, and how they are repeated.
+class Section(NamedTuple):
+    """Taps that the same places of a region meet.
 
     Attributes:
-      lines: of repetitions, one per axis, images first.
-      x, y: offsets of the first one.
-      places: entries from there, in `x` and in `y`.
-      sections: of the taps: the places that meet them, the taps, and what they read,
-        relative to the place.
+      places: which.
+      taps: counted over the window.
+      reads: per tap the offset in `x` of what it reads, from the place.
+    """
+
+    places: tuple[int, ...]
+    taps: Int[np.ndarray, " some"]
+    reads: Int[np.ndarray, " some"]
+
+
+class Region(NamedTuple):
+    """Positions that share one list of columns: places, repeated along lines.
+
+    Attributes:
+      lines: of repetitions, images first, then one per axis that is divided.
+      x, y: offsets of the first place.
+      places: offsets from there, in `x` and in `y`; a single one if every axis is
+        divided.
+      sections: of the taps.
     """
 
     lines: tuple[Line, ...]
     x: int
     y: int
     places: tuple[tuple[int, int], ...]
-    sections: tuple[tuple[tuple[int, ...], np.ndarray, np.ndarray], ...]
+    sections: tuple[Section, ...]
 
 
-Positions = Sequence[tuple[Class, tuple[tuple[np.ndarray, ...], ...]]]
-"""Classes with their columns, per group and section."""
+Positions = Sequence[tuple[Region, tuple[tuple[np.ndarray, ...], ...]]]
+"""Regions with their columns, per group and section."""
 
 
-def classes(
+def regions(
     conv: Conv,
     x_strides: list[int],
     y_strides: list[int],
     batch: int,
     whole: int,
     room: int,
-) -> list[Class]:
-    """Positions whose taps are the same along all axes but the last ones.
+) -> list[Region]:
+    """All positions of a block of images.
 
-    Along these, `whole` of them, all positions are places of one tile, or of several if
-    they are more than there is `room` for.
+    Args:
+      conv: what to compute.
+      x_strides: of `x`, in entries.
+      y_strides: of `y`.
+      batch: images of the block.
+      whole: how many of the last axes are not divided.
+      room: places that a tile has room for.
     """
     images = Line(batch, x_strides[0], y_strides[0])
     found = []
     free = len(conv.window) - whole
-    axes = [along(conv, axis) for axis in range(free)]
+    axes = [stretches(axis) for axis in conv.axes[:free]]
     tiles = _places(conv, range(free, len(conv.window)), x_strides, y_strides, room)
     for parts in itertools.product(*axes):
         lines, x, y = [images], 0, 0
@@ -96,14 +125,14 @@ def classes(
         count = math.prod(conv.window[free:])
         for (x0, y0), places, sections in tiles:
             joint = tuple(
-                (
+                Section(
                     at,
                     (taps[:, None] * count + k).reshape(-1),
                     (reads[:, None] + rel).reshape(-1),
                 )
                 for at, k, rel in sections
             )
-            found.append(Class(tuple(lines), x + x0, y + y0, places, joint))
+            found.append(Region(tuple(lines), x + x0, y + y0, places, joint))
     return found
 
 
@@ -112,17 +141,19 @@ def _places(
 ) -> list[tuple]:
     """The positions along some axes in tiles: where each starts, places, sections.
 
-    Images are not dilated along these axes, so that all positions read a tap alike.
+    Images are not dilated along these axes, so a tap reads the same entry from every
+    position.
     """
     at, reads = np.zeros((1, 2), int), np.zeros((1,), int)
     meets = np.ones((1, 1), bool)
     for axis in axes:
         sx, sy = x_strides[axis + 1], y_strides[axis + 1]
-        base, relative, inside = _meetings(conv, axis)
+        entries, inside = conv.axes[axis].reads()
+        base = conv.axes[axis].starts
         meets = np.kron(meets, inside)
         steps = np.stack([base * sx, np.arange(len(base)) * sy], 1)
         at = (at[:, None] + steps).reshape(-1, 2)
-        reads = (reads[:, None] + relative[0] * sx).reshape(-1)
+        reads = (reads[:, None] + entries[0] * sx).reshape(-1)
     found = []
     for some in np.array_split(np.arange(len(at)), -(-len(at) // room)):
         places = tuple((int(x), int(y)) for x, y in at[some] - at[some[0]])
@@ -137,7 +168,7 @@ def _places(
 def _alike(
     meets: Bool[np.ndarray, "places taps"],
 ) -> list[Int[np.ndarray, " some"]]:
-    """The taps that meet something, those together that meet the same places."""
+    """Taps that meet any place, split by the set of places that they meet."""
     taps = np.flatnonzero(meets.any(0))
     bits = np.packbits(meets[:, taps], axis=0)
     _, first, which = np.unique(bits, axis=1, return_index=True, return_inverse=True)
@@ -148,22 +179,6 @@ def _alike(
     return np.split(taps[order], np.flatnonzero(np.diff(which[order])) + 1)[
         : len(first)
     ]
-
-
-def _meetings(
-    conv: Conv, axis: int
-) -> tuple[
-    Int[np.ndarray, " out"], Int[np.ndarray, "out taps"], Bool[np.ndarray, "out taps"]
-]:
-    """Where positions stand in `x`, what taps read from there, whether they meet it."""
-    dilation = conv.lhs_dilation[axis]
-    taps = np.arange(conv.window[axis]) * conv.rhs_dilation[axis]
-    at = np.arange(conv.out[axis]) * conv.strides[axis]
-    base = at // dilation
-    entry = at[:, None] + taps - conv.padding[axis][0]
-    meets = (entry % dilation == 0) & (entry >= 0)
-    meets &= entry // dilation < conv.image[axis]
-    return base, entry // dilation - base[:, None], meets
 
 
 class Stretch(NamedTuple):
@@ -184,28 +199,25 @@ class Stretch(NamedTuple):
     reads: Int[np.ndarray, " met"]
 
 
-def along(conv: Conv, axis: int) -> list[Stretch]:
+def stretches(axis: Axis) -> list[Stretch]:
     """All positions along one axis, in order of the first ones.
 
-    Those of one phase of a dilated image can meet the same taps; the ends of the image
-    leave a part of these, which gets no longer at one end and no shorter at the other
-    from each position to the next.
+    Positions in one phase of a dilated image hit the same taps. The image's ends cut
+    off some of them: the first and the last tap inside move down from position to
+    position, so that the cuts are found by bisection, without a table of all positions
+    and taps.
     """
-    dilation, distance = conv.lhs_dilation[axis], conv.rhs_dilation[axis]
-    at = np.arange(conv.out[axis]) * conv.strides[axis]
-    base, phases = np.divmod(at, dilation)
-    start = np.arange(conv.window[axis]) * distance - conv.padding[axis][0]
+    base, phases = np.divmod(axis.starts, axis.hole)
     found = []
-    for phase in np.unique(phases):
-        taps = np.flatnonzero((phase + start) % dilation == 0)
-        reads = (phase + start[taps]) // dilation
+    for phase in map(int, np.unique(phases)):
+        taps, reads = axis.phase(phase)
         here = np.flatnonzero(phases == phase)
         low = np.searchsorted(reads, -base[here])
-        high = np.searchsorted(reads, conv.image[axis] - base[here])
+        high = np.searchsorted(reads, axis.size - base[here])
         changes = np.flatnonzero(np.diff(low) | np.diff(high)) + 1
         step, x_step = (
             int(v[here[1]] - v[here[0]]) if len(here) > 1 else 0
-            for v in (np.arange(len(at)), base)
+            for v in (np.arange(len(base)), base)
         )
         for some in np.split(np.arange(len(here)), changes):
             first, met = int(here[some[0]]), slice(low[some[0]], high[some[0]])
@@ -216,26 +228,27 @@ def along(conv: Conv, axis: int) -> list[Stretch]:
 
 
 def columns_of(
-    conv: Conv, c: Class, gradient: bool, fold: int
+    conv: Conv, region: Region, gradient: bool, interleave: int
 ) -> tuple[tuple[np.ndarray, ...], ...]:
     """Per group and section, offsets in `x` and rows of `w` of the columns to read."""
-    sections = [_section(conv, k, reads, gradient, fold) for _, k, reads in c.sections]
+    sections = [_columns(conv, s, gradient, interleave) for s in region.sections]
     groups = 1 if gradient or conv.rhs[-2] == 1 else conv.groups
     return tuple(tuple(s[g] for s in sections) for g in range(groups))
 
 
-def _section(
-    conv: Conv, taps: np.ndarray, reads: np.ndarray, gradient: bool, fold: int
+def _columns(
+    conv: Conv, section: Section, gradient: bool, interleave: int
 ) -> tuple[np.ndarray, ...]:
-    """The columns of some taps, per group."""
+    """Per group, the columns of a section that are not zero."""
+    taps, reads = section.taps, section.reads
     mask = conv.mask.reshape(-1, *conv.mask.shape[-2:])[taps]
     if gradient or conv.rhs[-2] == 1:
         alive = mask.any((1, 2))
         return (np.stack([reads[alive], taps[alive]], 1).astype(np.int32),)
-    channels = np.arange(0, conv.rhs[-2], fold)
+    channels = np.arange(0, conv.rhs[-2], interleave)
     x = reads[:, None] + channels
-    rows = taps[:, None] * len(channels) + channels // fold
-    mask = mask[:, ::fold]
+    rows = taps[:, None] * len(channels) + channels // interleave
+    mask = mask[:, ::interleave]
     whole = np.stack([x, rows], -1).astype(np.int32)
     if conv.columns is None:
         return (whole.reshape(-1, 2),) * conv.groups

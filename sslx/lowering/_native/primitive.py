@@ -1,4 +1,4 @@
-"""Machine code as a JAX primitive, in XLA's own form where it cannot be called."""
+"""Machine code as a JAX primitive, with a plain form wherever code cannot run."""
 
 import contextlib
 import contextvars
@@ -16,7 +16,7 @@ Axes = Sequence[int | None]
 
 @runtime_checkable
 class Program(Protocol):
-    """What such a primitive computes: hashable, equal where the code is equal."""
+    """What a primitive of machine code computes: hashable, and equal if its code is."""
 
     def plain(self, *operands: Array) -> Array:
         """The result in operations of JAX."""
@@ -76,9 +76,9 @@ _HELD: contextvars.ContextVar[list[object]] = contextvars.ContextVar("held")
 
 @contextlib.contextmanager
 def _holding() -> Iterator[list[object]]:
-    """Code that is called in the meantime, for the executable to hold.
+    """Collects leases of the code that is called meanwhile, for the executable to hold.
 
-    Of code that no executable holds, what was compiled last is kept for the next one.
+    Of the code that no executable holds, only the most recently used is kept.
     """
     held: list[object] = []
     token = _HELD.set(held)
@@ -91,7 +91,7 @@ def _holding() -> Iterator[list[object]]:
 
 
 def call(name: str, results: Any, **layouts: Any) -> Callable[..., Any]:
-    """`jax.ffi.ffi_call` of code, which is held by the executable that calls it."""
+    """`jax.ffi.ffi_call` of a program, whose code the calling executable then holds."""
     held = _HELD.get(None)
     if held is not None:
         held.append(llvm.lease(name))

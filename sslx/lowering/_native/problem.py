@@ -1,4 +1,4 @@
-"""What follows at once from a convolution and a machine, before it is planned."""
+"""What follows from a convolution and a machine before any choice is made."""
 
 import dataclasses
 import functools
@@ -18,12 +18,12 @@ _LARGE_KERNEL = 1 << 17
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A convolution on a machine, and what follows from both at once.
+    """A convolution on a machine.
 
     Attributes:
       conv: what to compute.
       machine: where.
-      gradient: see `plan`.
+      gradient: see `schedule`.
     """
 
     conv: Conv
@@ -56,15 +56,15 @@ class Problem:
         return self.conv.rhs[-1] // self.groups
 
     @functools.cached_property
-    def fold(self) -> int:
-        """Channels that stand side by side in a vector."""
+    def interleave(self) -> int:
+        """Neighbouring channels per filter in a vector; see `Vectors`."""
         plain = not self.gradient and self.conv.groups == 1
-        return folded(self.conv, self.lanes) if plain else 1
+        return _interleave(self.conv, self.lanes) if plain else 1
 
     @property
     def vectors(self) -> int:
-        """Of the filters of a group."""
-        return -(-self.per_group * self.fold // self.lanes)
+        """Of vectors that the filters of a group fill."""
+        return -(-self.per_group * self.interleave // self.lanes)
 
     @property
     def positions(self) -> int:
@@ -78,8 +78,8 @@ class Problem:
         return int(conv.mask.sum()) * conv.rhs[-1] // conv.groups
 
     @property
-    def few(self) -> bool:
-        """Whether few positions meet a large kernel, which is then read once."""
+    def kernel_once(self) -> bool:
+        """Whether so few positions meet so large a kernel that it is read only once."""
         large = self.kept * self.itemsize > _LARGE_KERNEL
         several = self.groups * self.vectors >= self.machine.cores
         return (
@@ -87,17 +87,17 @@ class Problem:
         )
 
     @property
-    def inside(self) -> bool:
-        """Whether all filters are computed while a block of images is at hand."""
+    def filters_inside(self) -> bool:
+        """Whether the loop over filters is the inner one, on a block in the cache."""
         small = self.kept * self.itemsize <= BLOCK_BYTES
-        return self.gradient or (not self.few and small)
+        return self.gradient or (not self.kernel_once and small)
 
     @functools.cached_property
     def batch(self) -> int:
         """Images of a block."""
         if self.gradient:
             return self.conv.lhs[0]
-        apart = 1 if self.inside else self.groups * -(-self.vectors // 2)
+        apart = 1 if self.filters_inside else self.groups * -(-self.vectors // 2)
         return _batch(self.conv, self.machine, apart)
 
     @property
@@ -122,17 +122,17 @@ class Problem:
         return strides_of(shape, range(len(shape)))
 
 
-def folded(conv: Conv, lanes: int) -> int:
-    """How many neighbouring channels fit a vector, side by side."""
-    fold = 1
-    while 2 * fold <= 4 and 2 * fold * conv.rhs[-1] <= lanes:
-        if conv.rhs[-2] % (2 * fold):
+def _interleave(conv: Conv, lanes: int) -> int:
+    """How many neighbouring channels fit a vector beside each other, up to 4."""
+    interleave = 1
+    while 2 * interleave <= 4 and 2 * interleave * conv.rhs[-1] <= lanes:
+        if conv.rhs[-2] % (2 * interleave):
             break
-        pairs = conv.mask.reshape(*conv.window, -1, 2 * fold)
+        pairs = conv.mask.reshape(*conv.window, -1, 2 * interleave)
         if not (pairs == pairs[..., :1]).all():
             break
-        fold *= 2
-    return fold
+        interleave *= 2
+    return interleave
 
 
 def _divisors(n: int) -> list[int]:

@@ -1,4 +1,13 @@
-"""How positions and filters are put together in tiles, by estimated cycles."""
+"""The shapes of tiles, chosen by estimated cycles.
+
+A tile of `p` positions and `v` vectors of filters keeps `p * v` sums in registers. Per
+column it loads `v` vectors of weights and `p` entries of the image, which are repeated
+in all lanes, and does `p * v` multiply-adds; a core does two loads or two multiply-adds
+in a cycle. So wide tiles cost fewest cycles per product, as far as registers reach. It
+takes eight independent sums to hide the latency of multiply-adds; every tile has a
+fixed cost; what does not fill a tile is computed in smaller ones. The model counts the
+cycles of every shape that fits the registers. Its constants come from measurements.
+"""
 
 import functools
 import math
@@ -7,11 +16,17 @@ from typing import NamedTuple
 from sslx.lowering._native.positions import Positions
 
 BLOCK_BYTES = 1 << 20
-"""Of a nearby cache, for what is read again and again."""
+"""Of the second cache, for what is read repeatedly."""
 
 
-class Choice(NamedTuple):
-    """How places are repeated: along which axis, how often, in how many runs."""
+class TileShape(NamedTuple):
+    """Positions of a tile: the places of a region, repeated.
+
+    Attributes:
+      axis: along which line of the region a run goes.
+      length: of a run.
+      runs: in a tile, from anywhere in the region.
+    """
 
     axis: int
     length: int
@@ -25,25 +40,25 @@ class Tiling(NamedTuple):
       cycles: estimate for all positions of a block.
       tiles: how many.
       widest: vectors of the widest one.
-      positions: by classes, with their columns.
-      ways: how the positions of every class are put together.
+      positions: by regions, with their columns.
+      shapes: of the tiles of every region.
     """
 
     cycles: float
     tiles: int
     widest: int
     positions: Positions
-    ways: tuple[Choice, ...]
+    shapes: tuple[TileShape, ...]
 
 
-class Work(NamedTuple):
-    """What decides the time of a class.
+class Workload(NamedTuple):
+    """What decides the time of a region.
 
     Attributes:
-      counts: of its lines.
+      counts: positions of its lines.
       sections: columns and places of each.
       places: how many.
-      channelwise: see `Sweep`.
+      channelwise: see `Vectors`.
       far: whether rows of `w` come from beyond the nearest cache.
     """
 
@@ -62,63 +77,85 @@ def tiling(
     channelwise: bool,
     far: bool,
 ) -> Tiling:
-    """As few tiles as there can be of at most so many vectors."""
+    """The fewest filter tiles of at most `most` vectors, and a shape for each region.
+
+    Args:
+      positions: by regions.
+      vectors: of the filters of a group.
+      most: of a tile.
+      room: positions for which a tile has registers.
+      channelwise: see `Vectors`.
+      far: whether rows of `w` come from beyond the nearest cache.
+    """
     count = -(-vectors // most)
     narrow, more = divmod(vectors, count)
     widest = narrow + (more > 0)
-    ways, cycles = [], 0.0
-    for c, k in positions:
-        work = Work(
-            tuple(line.size for line in c.lines),
-            tuple((len(n), len(s[0])) for n, s in zip(k[0], c.sections, strict=True)),
-            len(c.places),
+    shapes, cycles = [], 0.0
+    for region, columns in positions:
+        sections = zip(columns[0], region.sections, strict=True)
+        work = Workload(
+            tuple(line.size for line in region.lines),
+            tuple((len(listed), len(s.places)) for listed, s in sections),
+            len(region.places),
             channelwise,
             far,
         )
-        each, way = _cheapest(work, widest, max(1, room // len(c.places)))
-        ways.append(way)
+        each, shape = _cheapest(work, widest, max(1, room // len(region.places)))
+        shapes.append(shape)
         cycles += each * (more or count)
         if more:
-            cycles += (count - more) * _all(work, narrow, way)
-    return Tiling(cycles, count, widest, positions, tuple(ways))
+            cycles += (count - more) * _region_cycles(work, narrow, shape)
+    return Tiling(cycles, count, widest, positions, tuple(shapes))
 
 
 def read_once(tiling: Tiling, tasks: int, vector_bytes: int, cores: int) -> Tiling:
-    """With the time that cores wait for the last task, or a tile for memory."""
+    """With the time that cores wait for the last task, or for memory.
+
+    Args:
+      tiling: of a kernel that is read once.
+      tasks: filter tiles of all groups.
+      vector_bytes: of the kernel, per vector of filters.
+      cores: of the machine.
+    """
     cycles = tiling.cycles * -(-tasks // cores) * cores / tasks
     beyond = tiling.widest * vector_bytes > BLOCK_BYTES
     return tiling._replace(cycles=2 * cycles if beyond else cycles)
 
 
 @functools.lru_cache(4096)
-def _cheapest(work: Work, vectors: int, most: int) -> tuple[float, Choice]:
-    """The cheapest tile for a class: estimated cycles, and what it is."""
+def _cheapest(work: Workload, vectors: int, most: int) -> tuple[float, TileShape]:
+    """The estimated cycles of a region in its cheapest tiles, and their shape."""
     total = math.prod(work.counts)
     found = []
     for axis, count in enumerate(work.counts):
         for length in range(1, min(count, most) + 1):
             runs = min(_MOST_RUNS, most // length, total // count * (count // length))
-            way = Choice(axis, length, runs)
-            found.append((_all(work, vectors, way), way))
+            shape = TileShape(axis, length, runs)
+            found.append((_region_cycles(work, vectors, shape), shape))
     return min(found)
 
 
-def _all(work: Work, vectors: int, way: Choice) -> float:
-    """Estimated cycles of all positions of a class, for one tile of filters."""
-    total, count = math.prod(work.counts), work.counts[way.axis]
+def _region_cycles(work: Workload, vectors: int, shape: TileShape) -> float:
+    """Estimated cycles of a region, for one filter tile."""
+    total, count = math.prod(work.counts), work.counts[shape.axis]
     cost = 0.0
-    for size, times in ((way.length, count // way.length), (count % way.length, 1)):
+    for size, times in (
+        (shape.length, count // shape.length),
+        (count % shape.length, 1),
+    ):
         if size:
             runs = total // count * times
-            cost += _cycles(runs, size, way.runs, work, vectors)
-    return 1.03 * cost if way.axis == 0 and way.length > 1 else cost
+            cost += _cycles(runs, size, shape.runs, work, vectors)
+    return 1.03 * cost if shape.axis == 0 and shape.length > 1 else cost
 
 
 _MOST_RUNS = 8
 
 
-def _cycles(runs: int, length: int, together: int, work: Work, vectors: int) -> float:
-    """Estimate for all runs of one length: two products or loads at a time."""
+def _cycles(
+    runs: int, length: int, together: int, work: Workload, vectors: int
+) -> float:
+    """Estimated cycles of all runs of one length, two products or loads in each."""
     cost = 0.0
     for per_tile, tiles in ((together, runs // together), (runs % together, 1)):
         repeated = per_tile * length

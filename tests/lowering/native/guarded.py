@@ -20,7 +20,8 @@ import numpy as np
 from sslx.lowering import Columns, Conv
 from sslx.lowering._native import llvm, loops
 from sslx.lowering._native.llvm import Machine
-from sslx.lowering._native.schedule import Step, Sweep, plan
+from sslx.lowering._native.schedule import PostOp, Schedule
+from sslx.lowering._native.scheduler import schedule
 from tests.lowering.native import hardware, reference
 
 MACHINES = (Machine(64, 32, 1), Machine(32, 16, 2), Machine(16, 32, 3))
@@ -89,34 +90,34 @@ def convolution(rng: np.random.Generator, gradient: bool) -> Conv | None:
     return dataclasses.replace(conv, columns=Columns.of(mask))
 
 
-def epilogue(rng: np.random.Generator) -> tuple[Step, ...]:
+def epilogue(rng: np.random.Generator) -> tuple[PostOp, ...]:
     """Up to two operations."""
     counted = {"filter": 0, "entry": 0, "number": 0}
     steps = []
     for _ in range(rng.integers(0, 3)):
         kind: Any = str(rng.choice([*counted]))
         op = str(rng.choice(["add", "mul", "sub", "max"]))
-        steps.append(Step(op, kind, 0.7, counted[kind], bool(rng.random() < 0.5)))
+        steps.append(PostOp(op, kind, 0.7, counted[kind], bool(rng.random() < 0.5)))
         counted[kind] += kind != "number"
     return tuple(steps)
 
 
 def run(
-    conv: Conv, sweep: Sweep, gradient: bool, memory: Guarded, given: dict[str, Any]
+    conv: Conv, made: Schedule, gradient: bool, memory: Guarded, given: dict[str, Any]
 ) -> np.ndarray:
     """What the code writes, called by its address."""
     shape = (conv.lhs[0], *conv.out, conv.rhs[-1])
-    shares = sweep.shares if gradient else 1
-    laid = reference.laid_out(conv, sweep, gradient, given["x"], given["w"])
+    shares = made.tasks.shares if gradient else 1
+    laid = reference.laid_out(conv, made, gradient, given["x"], given["w"])
     more = [*given["filter"], *given["entry"]]
     arrays = [memory.copy(a.astype(conv.dtype)) for a in (*laid, *more)]
     y = memory.empty(shares * math.prod(shape), conv.dtype)
     y[:] = np.nan
-    scratch = memory.empty(loops.scratch_size(sweep), conv.dtype)
+    scratch = memory.empty(loops.scratch_size(made), conv.dtype)
     numbers = loops.Tables.numbers
     guarded = lambda self, beyond: memory.copy(numbers(self, beyond))
     with mock.patch.object(loops.Tables, "numbers", guarded):
-        name = loops.target(sweep)
+        name = loops.target(made)
     places = [a.ctypes.data for a in arrays]
     results = [y.ctypes.data, scratch.ctypes.data]
     error = hardware.call(name, hardware.Interface(), places, results)
@@ -134,7 +135,7 @@ def check(number: int) -> bool:
         return False
     machine = MACHINES[rng.integers(len(MACHINES))]
     steps = () if gradient else epilogue(rng)
-    sweep = plan(conv, machine, gradient, steps)
+    made = schedule(conv, machine, gradient, steps)
     sys.stdout.write(f"{number}: {conv} {machine} {steps} {gradient=}\n")
     sys.stdout.flush()
     draw = lambda *shape: rng.uniform(0.5, 1.5, shape).astype(conv.dtype)
@@ -142,7 +143,7 @@ def check(number: int) -> bool:
     given: dict[str, Any] = {"x": draw(*conv.lhs), "w": draw(*conv.rhs)}
     given["filter"] = [draw(out[-1]) for s in steps if s.kind == "filter"]
     given["entry"] = [draw(*out) for s in steps if s.kind == "entry"]
-    found = run(conv, sweep, gradient, Guarded(bool(rng.random() < 0.7)), given)
+    found = run(conv, made, gradient, Guarded(bool(rng.random() < 0.7)), given)
     exact = {k: np.asarray(given[k], np.float64) for k in ("x", "w")}
     expected = reference.convolution(conv, exact["x"], exact["w"])
     expected = reference.followed(expected, steps, given)

@@ -81,7 +81,7 @@ def test_structures_lie_as_in_the_header_of_xla(tmp_path: pathlib.Path) -> None:
 SHAPE, SOURCE = (3000, 64), tuple(range(5, 60))
 
 
-def moved(interface: hardware.Interface) -> tuple[str | None, bool]:
+def copied(interface: hardware.Interface) -> tuple[str | None, bool]:
     """A program of several tasks: the error it returned, whether all was written."""
     name = gather._program(SOURCE, SHAPE, "float32")
     x = np.random.default_rng(0).standard_normal(SHAPE, np.float32)
@@ -109,7 +109,7 @@ def test_what_xla_refuses_is_done_all_the_same(
 ) -> None:
     """And nobody waits for ever; errors are freed, or handed on."""
     interface = hardware.Interface(threads, refuse, after)
-    assert moved(interface) == (None, True)
+    assert copied(interface) == (None, True)
     handed_on = ["Future_SetAvailable"] if "Future_SetAvailable" in refuse else []
     assert list(interface.errors.values()) == handed_on
     assert interface.calls["Future_SetError"] == len(handed_on)
@@ -127,11 +127,11 @@ def test_no_memory_is_an_error() -> None:
     workers = record.workers
     record.workers = 1 << 45
     try:
-        error, _ = moved(hardware.Interface())
+        error, _ = copied(hardware.Interface())
     finally:
         record.workers = workers
     assert error == "8: sslx: no memory to share the tasks of a program among threads"
-    assert moved(hardware.Interface()) == (None, True)
+    assert copied(hardware.Interface()) == (None, True)
 
 
 def test_extensions_are_told_by_their_type() -> None:

@@ -1,4 +1,4 @@
-"""Plans of direct convolutions, without machine code."""
+"""Schedules of direct convolutions, without machine code."""
 
 import dataclasses
 import functools
@@ -14,7 +14,8 @@ import pytest
 from sslx.lowering import Columns, Conv
 from sslx.lowering._native.limits import too_large
 from sslx.lowering._native.llvm import Machine
-from sslx.lowering._native.schedule import Step, Sweep, plan
+from sslx.lowering._native.schedule import PostOp, Schedule
+from sslx.lowering._native.scheduler import schedule
 from tests.lowering.native import reference
 
 MACHINE = Machine(64, 32, 2)
@@ -37,16 +38,16 @@ def conv(lhs: tuple[int, ...], rhs: tuple[int, ...], **fields: Any) -> Conv:
     return Conv(lhs, rhs, **plain | fields)
 
 
-def offsets(sweep: Sweep) -> tuple[int, int]:
+def offsets(made: Schedule) -> tuple[int, int]:
     """The least and the greatest offset of positions and columns."""
     tables = [
-        visit.runs.astype(np.int64) + visit.kernel.places[k]
-        for visit in sweep.visits
+        visit.runs.astype(np.int64) + visit.tile.places[k]
+        for visit in made.visits
         for k in (0, -1)
     ]
     tables += [
         columns
-        for visit in sweep.visits
+        for visit in made.visits
         for sections in visit.columns
         for columns in sections
         if len(columns)
@@ -98,17 +99,17 @@ WIDE = 1 << 19
         ),
     ],
 )
-def test_what_32_bits_hold_is_planned(fits: Conv, beyond: Conv, last: int) -> None:
+def test_what_32_bits_hold_is_scheduled(fits: Conv, beyond: Conv, last: int) -> None:
     assert too_large(fits) is None
-    low, high = offsets(plan(fits, MACHINE))
+    low, high = offsets(schedule(fits, MACHINE))
     assert -(1 << 31) <= low <= 0 <= high < 1 << 31
     assert last is None or high == last
     assert too_large(beyond)
-    with pytest.raises(ValueError, match="cannot be planned"):
-        plan(beyond, MACHINE)
+    with pytest.raises(ValueError, match="cannot be scheduled"):
+        schedule(beyond, MACHINE)
 
 
-def test_planning_takes_no_time_per_position() -> None:
+def test_scheduling_takes_no_time_per_position() -> None:
     """Long signals and large images: a loop over positions takes seconds."""
     start = time.process_time()
     for case in (
@@ -116,16 +117,16 @@ def test_planning_takes_no_time_per_position() -> None:
         conv((8, 160_000, 1), (25, 1, 32), padding=((12, 12),), lhs_dilation=(2,)),
         conv((1, 2048, 2048, 3), (3, 3, 3, 16), padding=((1, 1), (1, 1))),
     ):
-        sweep = plan(case, MACHINE)
-        covered = sum(len(v.runs) * len(v.kernel.places) for v in sweep.visits)
-        assert covered == math.prod(case.out) * (case.lhs[0] // sweep.blocks)
+        made = schedule(case, MACHINE)
+        covered = sum(len(v.runs) * len(v.tile.places) for v in made.visits)
+        assert covered == math.prod(case.out) * (case.lhs[0] // made.tasks.blocks)
     assert time.process_time() - start < 3
 
 
 def test_positions_in_padding_are_few_kinds() -> None:
     """However wide the padding is."""
     wide = conv((1, 9, 9, 4), (3, 3, 4, 8), padding=((500, 500), (40, 500)))
-    assert len(plan(wide, MACHINE).visits) < 100
+    assert len(schedule(wide, MACHINE).visits) < 100
     assert np.prod(wide.out) > 300_000
 
 
@@ -170,29 +171,29 @@ def steps(draw: st.DrawFn) -> tuple[tuple[Any, ...], ...]:
 
 
 def check(
-    case: Conv, machine: Machine, gradient: bool, epilogue: tuple[Step, ...]
-) -> Sweep:
+    case: Conv, machine: Machine, gradient: bool, epilogue: tuple[PostOp, ...]
+) -> Schedule:
     """The schedule of a convolution writes all of it once, and what it has to be."""
     rng = np.random.default_rng(0)
     x, w = rng.uniform(0.5, 1.5, case.lhs), rng.uniform(0.5, 1.5, case.rhs)
-    sweep = plan(case, machine, gradient, epilogue)
+    made = schedule(case, machine, gradient, epilogue)
     shape = (case.lhs[0], *case.out, case.rhs[-1])
     operands = {
         kind: [rng.uniform(0.5, 1.5, size) for step in epilogue if step.kind == kind]
         for kind, size in (("filter", shape[-1]), ("entry", math.prod(shape)))
     }
-    shares = sweep.shares if gradient else 1
-    memory = reference.laid_out(case, sweep, gradient, x, w)
-    run = reference.Executor(sweep, *memory, shares * math.prod(shape), operands)
+    shares = made.tasks.shares if gradient else 1
+    memory = reference.laid_out(case, made, gradient, x, w)
+    run = reference.Executor(made, *memory, shares * math.prod(shape), operands)
     found = run.run().reshape(shares, *shape).sum(0)
     by_entry = [a.reshape(shape) for a in operands["entry"]]
     expected = reference.followed(
         reference.convolution(case, x, w), epilogue, operands | {"entry": by_entry}
     )
     np.testing.assert_allclose(found, expected, 1e-11, 1e-11)
-    times = sweep.blocks // sweep.shares if gradient else 1
+    times = made.tasks.blocks // made.tasks.shares if gradient else 1
     np.testing.assert_array_equal(run.written, times)
-    return sweep
+    return made
 
 
 def any_schedule(data: st.DataObject) -> None:
@@ -206,7 +207,7 @@ def any_schedule(data: st.DataObject) -> None:
     if kind == "gradient":
         hypothesis.assume(case.groups == max(case.lhs_dilation) == 1)
     drawn = () if kind == "gradient" else data.draw(steps())
-    epilogue = tuple(Step(*step) for step in drawn)
+    epilogue = tuple(PostOp(*step) for step in drawn)
     machine = data.draw(st.sampled_from(MACHINES))
     check(case, machine, kind == "gradient", epilogue)
 
@@ -225,24 +226,28 @@ def test_thousands_of_schedules_are_exact(data: st.DataObject) -> None:
 
 
 def test_schedules_of_every_shape_are_among_those() -> None:
-    """Packed rows, parts, folded channels, kernels read once, sums of shares."""
+    """Packed rows, parts, interleaved channels, kernels read once, sums of shares."""
     whole = functools.partial(conv, dtype="float64", padding=((1, 1), (1, 1)))
     packed = check(whole((2, 12, 12, 8), (3, 3, 8, 120)), MACHINE, False, ())
-    assert packed.packed is not None and packed.parts > 1 and packed.together > 1
-    folded = check(whole((2, 9, 9, 4), (3, 3, 4, 2)), MACHINE, False, ())
-    assert folded.fold == 4
+    assert (
+        packed.rows.packed is not None
+        and packed.tasks.parts > 1
+        and packed.tasks.tiles > 1
+    )
+    interleaved = check(whole((2, 9, 9, 4), (3, 3, 4, 2)), MACHINE, False, ())
+    assert interleaved.vectors.interleave == 4
     once = check(whole((1, 3, 3, 64), (3, 3, 64, 64)), MACHINE, False, ())
-    assert once.ahead and max(len(v.kernel.sections) for v in once.visits) > 1
+    assert once.rows.ahead and max(len(v.tile.sections) for v in once.visits) > 1
     sums = check(whole((6, 12, 12, 8), (11, 11, 8, 6)), MACHINE, True, ())
-    assert sums.shares > 1 and sums.blocks >= sums.shares
+    assert sums.tasks.shares > 1 and sums.tasks.blocks >= sums.tasks.shares
 
 
 def test_a_wrong_schedule_is_noticed() -> None:
     case = conv((2, 9, 9, 4), (3, 3, 4, 20), dtype="float64")
-    right = plan(case, MACHINE)
+    right = schedule(case, MACHINE)
     visit = right.visits[0]
     moved = dataclasses.replace(visit, runs=np.add(visit.runs, (0, 20)))
-    short = dataclasses.replace(visit, runs=visit.runs[: -visit.kernel.runs])
+    short = dataclasses.replace(visit, runs=visit.runs[: -visit.tile.runs])
     far = dataclasses.replace(visit, runs=np.add(visit.runs, (4, 0)))
     x, w = np.ones(case.lhs), np.ones(case.rhs)
     size = 2 * math.prod(case.out) * 20
