@@ -296,9 +296,9 @@ def tune(
     up to rounding. Convolutions are found at any depth (`jit`, `scan`, `cond`, `while`,
     `checkpoint`), including those that differentiation makes, so `fn` may be a whole
     training step. Tune `jax.grad(loss)` rather than differentiate a tuned function,
-    whose derivatives are XLA's. On a CPU, sums, pools and gathers of channels take faster
-    forms too, and programs with more than 32 MiB of intermediate results gain from
-    `sslx.keep_memory`.
+    whose derivatives are XLA's. On a CPU, sums, pools and gathers of channels take
+    faster forms too, and programs with more than 32 MiB of intermediate results gain
+    from `sslx.keep_memory`.
 
     Elementwise operations that follow a convolution (bias, norm with fixed statistics,
     residual, ReLU: `+ - * / max min` with numbers, one value per filter, or an array
