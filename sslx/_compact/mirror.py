@@ -29,7 +29,7 @@ _FACTORED = {"v_row": -1, "v_col": -2}  # the axis averaged away, by rank of its
 _LEAST_FACTORED = 128  # axes below this are not factored, by optax's default
 
 
-class Sizes(NamedTuple):
+class ShapePair(NamedTuple):
     """A parameter's shape in the tree at hand, and on the other side of the plan."""
 
     here: Shape
@@ -53,7 +53,7 @@ class Mirror:
       errors: what could not be decided, one line per leaf.
     """
 
-    sizes: Mapping[str, Sizes]
+    sizes: Mapping[str, ShapePair]
     kept: Mapping[str, tuple[Any, ...]]
     errors: list[str] = dataclasses.field(default_factory=list)
 
@@ -234,7 +234,9 @@ def parts_of(path: str) -> Parts:
 
 
 def unexplained(
-    leaves: Mapping[str, Any], found: Mapping[str, Match], sizes: Mapping[str, Sizes]
+    leaves: Mapping[str, Any],
+    found: Mapping[str, Match],
+    sizes: Mapping[str, ShapePair],
 ) -> list[str]:
     """Paths of leaves that are no copy of a parameter but look like one.
 
@@ -260,7 +262,7 @@ def unexplained(
     return strange
 
 
-def _sums(sizes: Iterable[Sizes]) -> int:
+def _sums(sizes: Iterable[ShapePair]) -> int:
     """Bit n is set if some parameters, one of them changing, have n entries."""
     same, changed = 1, 0
     for here, there in sizes:

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 from sslx._arguments import expect
 from sslx._calls import like as placed_like
 from sslx._calls import on_host
-from sslx._compact.mirror import Mirror, Sizes, unexplained
+from sslx._compact.mirror import Mirror, ShapePair, unexplained
 from sslx._groups.groups import flatten, unflatten
 from sslx._jax_compat import whole_along
 from sslx._table import Table, Tabular, shape_text
@@ -235,7 +235,7 @@ def named(plan: Plan, path: str) -> str | None:
 def _each(plan: Plan, tree: PyTree, small: bool, look: bool) -> PyTree:
     leaves, treedef = flatten(tree)
     shapes = {p: (leaf.shape, leaf.small_shape) for p, leaf in plan.leaves.items()}
-    sizes = {p: Sizes(*(s[::-1] if small else s)) for p, s in shapes.items()}
+    sizes = {p: ShapePair(*(s[::-1] if small else s)) for p, s in shapes.items()}
     mirror = Mirror(sizes, {p: leaf.kept for p, leaf in plan.leaves.items()})
     found = mirror.find(leaves)
     errors = mirror.errors

@@ -27,6 +27,7 @@ from sslx._compact.analysis.forcing import force, force_operands
 from sslx._compact.analysis.liveness import Liveness
 from sslx._compact.jaxpr.masks import Mask, Masks, some, without
 from sslx._compact.jaxpr.program import Equation, Value
+from sslx._compact.rules.products import PRODUCTS
 from sslx._compact.rules.relation import Summed
 
 Alignment = Literal["auto", "align", "scatter"]
@@ -92,7 +93,7 @@ class _Macs:
     def __init__(self, liveness: Liveness):
         self.per_element: dict[Value, float] = {}
         for eqn in liveness.program.equations:
-            if eqn.name in ("dot_general", "conv_general_dilated"):
+            if eqn.name in PRODUCTS:
                 count = _fan_in(liveness, eqn)
             else:
                 count = max((self.behind(v) for v in eqn.inputs), default=0.0)

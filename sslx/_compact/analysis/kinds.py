@@ -10,13 +10,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
+from sslx._compact.analysis.axis_graph import Node
 from sslx._compact.analysis.liveness import Liveness
 from sslx._compact.jaxpr.program import Equation, Value
+from sslx._compact.rules.products import PRODUCTS
 from sslx._compact.rules.relation import Relation
 
-Node = tuple[Value, int]
 Role = Literal["in", "out", "expert", "head", "width", "sum"]
-PRODUCTS = ("dot_general", "conv_general_dilated")
 _SUMS = ("add", "add_any")
 
 

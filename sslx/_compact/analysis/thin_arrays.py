@@ -17,6 +17,7 @@ from sslx._compact.jaxpr import numpy_primitives
 from sslx._compact.jaxpr.masks import Masks, every, some
 from sslx._compact.jaxpr.program import Equation, Value
 from sslx._compact.rules.layout import reshape_groups
+from sslx._compact.rules.products import PRODUCTS
 from sslx._compact.rules.relation import Relation
 
 
@@ -40,8 +41,6 @@ _FINITE = frozenset(
 )
 """Functions of each entry that are finite, and have finite slopes, everywhere."""
 
-_PRODUCTS = ("mul", "dot_general", "conv_general_dilated")
-
 
 def evaluate(
     eqn: Equation,
@@ -62,7 +61,7 @@ def evaluate(
       sure: per operand, the slices that are right.
       zero: per result, the slices that are zero.
     """
-    if eqn.name in _PRODUCTS or (rel.pointwise and eqn.name not in _FINITE):
+    if eqn.name in ("mul", *PRODUCTS) or (rel.pointwise and eqn.name not in _FINITE):
         operands = list(map(_halved, operands, sure))
         return list(map(_zeroed, _evaluated(eqn, rel, operands), zero))
     return _evaluated(eqn, rel, operands)

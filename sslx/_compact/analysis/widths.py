@@ -11,12 +11,11 @@ from sslx._compact.analysis.forcing import force, force_operands, revives
 from sslx._compact.analysis.liveness import Liveness
 from sslx._compact.jaxpr.masks import Masks
 from sslx._compact.jaxpr.program import Equation, Value
+from sslx._compact.rules.products import PRODUCTS
 from sslx._compact.rules.relation import Summed
 
 Widths = Callable[[int], int]
 """Number of alive channels -> number to keep, where there are enough."""
-
-_PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
 def pad_widths(live: Liveness, widths: Widths) -> bool:
@@ -33,7 +32,7 @@ def pad_widths(live: Liveness, widths: Widths) -> bool:
         if body is not None:
             changed |= any([pad_widths(inside, widths) for inside in body.insides])
             changed |= force_operands(live, eqn)
-        elif eqn.name in _PRODUCTS:
+        elif eqn.name in PRODUCTS:
             for members in live.relations[eqn].sums:
                 changed |= _padded(live, eqn, members, widths)
     return changed

@@ -1,4 +1,4 @@
-"""The relations of the two products: `dot_general` and `conv_general_dilated`."""
+"""Products of data and weights: `dot_general`, `conv_general_dilated`, ragged ones."""
 
 from typing import Any
 
@@ -14,6 +14,8 @@ from sslx._compact.rules.relation import (
     each,
     register,
 )
+
+PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
 @register("dot_general")
