@@ -46,8 +46,8 @@ from sslx._groups.transforms import keep_zeros as keep_zeros
 from sslx._groups.transforms import proximal as proximal
 from sslx._groups.transforms import subgradient as subgradient
 from sslx._groups.transforms import zero_threshold as zero_threshold
-from sslx._memory import keep_memory as keep_memory
 from sslx.lowering import Tuned as Tuned
 from sslx.lowering import tune as tune
+from sslx.lowering._memory import keep_memory as keep_memory
 
 __version__ = "0.2.0"

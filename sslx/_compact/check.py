@@ -12,7 +12,7 @@ from sslx._compact.compacted import Compact
 from sslx._compact.jaxpr.masks import Masks
 from sslx._compact.jaxpr.program import Value, evaluate_dense
 from sslx._compact.jaxpr.tracing import Traced
-from sslx._paths import leaves_by_path
+from sslx._groups.paths import leaves_by_path
 
 
 def check(

@@ -22,6 +22,7 @@ from sslx._groups.classes import GroupClass as GroupClass
 from sslx._groups.classes import Groups as Groups
 from sslx._groups.classes import Member as Member
 from sslx._groups.classes import first_matches
+from sslx._groups.paths import leaves_by_path
 from sslx._groups.structure import BLOCK as BLOCK
 from sslx._groups.structure import CHANNEL as CHANNEL
 from sslx._groups.structure import FILTER as FILTER
@@ -33,7 +34,6 @@ from sslx._groups.structure import WEIGHT as WEIGHT
 from sslx._groups.structure import Layout, view
 from sslx._groups.structure import Structure as Structure
 from sslx._groups.structure import Structures as Structures
-from sslx._paths import leaves_by_path
 
 __all__ = [
     "BLOCK",

@@ -11,7 +11,7 @@ import numpy as np
 
 from sslx._compact.jaxpr.state import stated
 from sslx._compact.plan import LeafPlan
-from sslx._paths import leaves_by_path
+from sslx._groups.paths import leaves_by_path
 
 _LARGEST = 2**24
 

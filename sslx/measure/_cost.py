@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from sslx._calls import is_array, struct, take_apart
+from sslx._groups.paths import leaves_by_path
 from sslx._jax_compat import Literal, is_jaxpr, open_jaxpr, scope
-from sslx._paths import leaves_by_path
 from sslx._table import Table, Tabular, shape_text
 
 

@@ -19,7 +19,7 @@ from sslx._compact.rewrite.rewriter import Rewriter
 from sslx._compact.rules.conservative import CONSERVATIVE
 from sslx._compact.rules.relation import _RULES, FIRST, Link, each
 from sslx._jax_compat import CALLS
-from tests.rules.cases import CASES, PRIMITIVES, Form
+from tests.rules.cases import CASES, FILES, PRIMITIVES, Form
 
 DTYPES = {
     "f": np.float64,
@@ -221,11 +221,18 @@ def trials_of(name: str) -> list[Trial]:
     ]
 
 
+def test_cases_lie_in_the_file_of_their_rules() -> None:
+    homes = {name: rule.__module__.rpartition(".")[2] for name, rule in _RULES.items()}
+    assert {n: f for f, cases in FILES.items() for n in cases if homes[n] != f} == {}
+
+
 @pytest.mark.parametrize("name", sorted(_RULES))
 def test_a_rule_says_only_what_holds(name: str, x64) -> None:
     if name not in PRIMITIVES:
         pytest.skip("newer than this JAX")
-    assert CASES.get(name), f"{name} has a rule and no case: add it to rule_cases.py"
+    assert CASES.get(name), (
+        f"{name} has a rule and no case: add it to tests/rules/cases"
+    )
     trials = trials_of(name)
     made = {eqn.name for t in trials for eqn in t.program.equations}
     assert name in made, f"no case of {name} makes such an equation: {made}"

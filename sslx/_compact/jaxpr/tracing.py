@@ -13,7 +13,7 @@ from sslx._compact.jaxpr.program import Program, build
 from sslx._compact.jaxpr.state import state_of, stated
 from sslx._compact.plan import LeafPlan, Plan
 from sslx._groups.groups import flatten
-from sslx._paths import leaves_by_path
+from sslx._groups.paths import leaves_by_path
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
