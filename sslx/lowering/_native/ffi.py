@@ -1,4 +1,4 @@
-"""XLA's foreign function interface for functions of a CPU, version 0.3.
+"""XLA's foreign function interface for functions of a CPU, version 0.3 and later.
 
 The structures of `xla/ffi/api/c_api.h` that a function needs; fields have the names
 that they have there. Later versions only add fields.

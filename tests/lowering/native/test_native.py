@@ -36,6 +36,12 @@ STRUCTURES = {
     "ThreadPool_NumThreads_Args": ffi.ThreadPoolNumThreadsArgs,
     "Api": ffi.Api,
 }
+RENAMED = {
+    "Extension_Base": "InternalExtension",
+    "Error_GetMessage": "Error_GetDetails",
+    "ExecutionContext_Get": "InvokeContext_Get",
+}
+"""What version 0.5 of the interface calls otherwise."""
 
 
 def test_structures_lie_as_in_the_header_of_xla(tmp_path: pathlib.Path) -> None:
@@ -59,7 +65,14 @@ def test_structures_lie_as_in_the_header_of_xla(tmp_path: pathlib.Path) -> None:
         "XLA_FFI_Error_Code_FAILED_PRECONDITION",
     )
     lines = [f'printf("%ld\\n", (long)({what}));' for what in (*asked, *constants)]
-    code = f'#include <stdio.h>\n#include "{HEADER}"\nint main() {{{"".join(lines)}}}'
+    names = HEADER.read_text(encoding="utf-8")
+    renamed = "".join(
+        f"#define XLA_FFI_{old} XLA_FFI_{new}\n"
+        for old, new in RENAMED.items()
+        if f"XLA_FFI_{new}" in names
+    )
+    includes = f'#include <stdio.h>\n#include "{HEADER}"\n'
+    code = f"{includes}{renamed}int main() {{{''.join(lines)}}}"
     (tmp_path / "layout.c").write_text(code, encoding="utf-8")
     program = tmp_path / "layout"
     subprocess.run([compiler, tmp_path / "layout.c", "-o", program], check=True)
