@@ -134,6 +134,7 @@ def test_make_without_python_says_what_is_missing(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "pyproject.toml").touch()
     env = os.environ | {"PATH": str(tmp_path), "MAKEFLAGS": ""}
+    env.pop("PYTHON", None)
     command = [make, "test"]
     run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert run.returncode != 0

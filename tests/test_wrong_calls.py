@@ -261,7 +261,7 @@ RIGHT: dict[str, Callable[[], Any]] = {
     "expressions": lambda: sslx.units(net, pin=("a", "b"))(P, X),
     "mask of jax": masks({A: jnp.arange(6) < 2}),
     "shapes and no masks": lambda: sslx.compact(net, masks={})(SHAPES, X),
-    "shapes of data": lambda: sslx.compact(net)(P, jax.ShapeDtypeStruct((2, 4), float)),
+    "shapes of data": lambda: sslx.compact(net)(P, jax.eval_shape(lambda: X)),
     "a setting without a hash": lambda: sslx.compact(lambda p, x, s: net(p, x, len(s)))(
         P, X, {1, 2}
     ),
